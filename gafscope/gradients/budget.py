@@ -1,0 +1,79 @@
+"""How many microbatches fit into a memory budget at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from gafscope.errors import UserError
+from gafscope.gradients.loss import mean_loss
+from gafscope.gradients.problem import Problem
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that keep a measurement within its budget.
+
+    Attributes:
+        chunk: Microbatches that are differentiated at once.
+        block: Rows that are held at once; the Gramian is computed block by block.
+    """
+
+    chunk: int
+    block: int
+
+
+def plan(problem: Problem, memory_budget: int | None, chunked: bool, whole: bool) -> Plan:
+    """Choose the sizes.
+
+    Args:
+        problem: The measurement.
+        memory_budget: Bytes that may be used beside the model and the batch; None for no limit.
+        chunked: The engine can differentiate several microbatches at once.
+        whole: All rows are wanted together, so they must fit.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: If even the smallest sizes need more.
+    """
+    k = problem.k
+    if memory_budget is None:
+        return Plan(chunk=k if chunked else 1, block=k)
+    row = problem.row_bytes
+    # Differentiating holds a microbatch's saved activations, and its row before it is stored.
+    transient = row + _saved_bytes(problem)
+    chunk = max(1, min(k, (memory_budget // 2) // transient)) if chunked else 1
+    if k * row + transient <= memory_budget:
+        # All rows fit: give the chunk what they leave.
+        spare = (memory_budget - k * row) // transient
+        return Plan(chunk=max(1, min(k, spare)) if chunked else 1, block=k)
+    block = (memory_budget - chunk * transient) // (2 * row) // chunk * chunk
+    if whole or block < 1:
+        need = k * row + transient if whole else 2 * row + transient
+        remedy = "ask for the Gramian instead of the rows" if whole else "use smaller microbatches"
+        raise UserError(
+            f"memory_budget={memory_budget} bytes is too small: this measurement needs at least "
+            f"{need} bytes; raise the budget or {remedy}."
+        )
+    return Plan(chunk=chunk, block=block)
+
+
+def _saved_bytes(problem: Problem) -> int:
+    """Count the bytes that autograd keeps for the backward of one microbatch."""
+    weights = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        mean_loss(problem.loss(problem.model, problem.microbatch(0)), problem.u)
+    return sum(saved.values())

@@ -1,0 +1,41 @@
+"""The loop engine: one forward and one backward a microbatch. Always right, the reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gafscope.errors import UserError
+from gafscope.gradients.loss import mean_loss
+from gafscope.gradients.problem import Problem
+
+
+def loop_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
+    """Differentiate microbatches start..stop-1 one after the other.
+
+    Args:
+        problem: The measurement.
+        start: First microbatch.
+        stop: One past the last.
+
+    Returns:
+        Parameter name -> (stop - start, *parameter.shape); zeros where a parameter is unused.
+
+    Raises:
+        UserError: If the loss returns a wrong shape or depends on no parameter.
+    """
+    parameters = list(problem.parameters.values())
+    rows = [p.new_zeros(stop - start, *p.shape, requires_grad=False) for p in parameters]
+    for i in range(start, stop):
+        torch.manual_seed(problem.seed + i)
+        loss = mean_loss(problem.loss(problem.model, problem.microbatch(i)), problem.u)
+        if not loss.requires_grad:
+            raise UserError(
+                "The loss does not depend on any trainable parameter (it requires no gradient); "
+                "check that it is computed from the model's outputs, without detach() or no_grad."
+            )
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for row, gradient in zip(rows, gradients, strict=True):
+            if gradient is not None:
+                row[i - start] = gradient.detach()
+    return dict(zip(problem.parameters, rows, strict=True))

@@ -1,0 +1,166 @@
+"""One macrobatch: micro-gradients, a decision, and the update left in `.grad`.
+
+Sequential rules stream: only the running vector and the newest gradient exist. Any other
+weighting, and every step whose Gramian by layer is recorded, holds the k gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from gafscope import geometry
+from gafscope.aggregation import Decision, Fold, Visitor, Weighting
+from gafscope.gradients import GradientRows, Gramian, Loss
+from gafscope.gradients.problem import batch_size
+from gafscope.trainer.batch_norm import RunningStatistics
+from gafscope.trainer.evaluate import loss_and_accuracy
+from gafscope.trainer.running import Gradient, RunningVector
+
+
+@final
+@dataclass(eq=False)
+class Outcome:
+    """What a macrobatch gave.
+
+    Attributes:
+        decision: The rule's decision.
+        losses: Mean loss of each microbatch.
+        accuracies: Share of right answers of each microbatch; NaN where there are no classes.
+        update: The combined gradient, None when the rule skips.
+        gramian: Inner products, where they are known.
+    """
+
+    decision: Decision
+    losses: list[float]
+    accuracies: list[float]
+    update: RunningVector | None
+    gramian: Gramian | None = None
+
+
+@final
+@dataclass(eq=False)
+class Macrobatch:
+    """Computes macrobatches of one model.
+
+    Args:
+        model: Called by the loss; may be compiled.
+        parameters: The trainable parameters by name.
+        loss: The loss.
+        microbatches: k.
+        autocast: Makes the context of each forward pass.
+        statistics: BatchNorm's running statistics.
+    """
+
+    model: Callable[..., Any]
+    parameters: dict[str, nn.Parameter]
+    loss: Loss
+    microbatches: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    statistics: RunningStatistics
+    _losses: list[float] = field(default_factory=list)
+    _accuracies: list[float] = field(default_factory=list)
+
+    def run(self, batch: Any, rule: Weighting, layers: bool) -> Outcome:
+        """Differentiate a macrobatch and decide.
+
+        Args:
+            batch: A pytree of tensors with k * u samples.
+            rule: The weighting.
+            layers: Compute the Gramian by layer, which holds all k gradients.
+
+        Returns:
+            The outcome. Parameters and `.grad` are untouched.
+        """
+        self._losses, self._accuracies = [], []
+        self.statistics.begin()
+        size = batch_size(batch) // self.microbatches
+        fold: Fold | None = getattr(rule, "fold", None)
+        if fold is not None and not layers:
+            return self._stream(batch, size, fold)
+        return self._hold(batch, size, rule, fold)
+
+    def _stream(self, batch: Any, size: int, fold: Fold) -> Outcome:
+        visitor, running = Visitor(fold, self.microbatches), RunningVector()
+        squares, dot = [], math.nan
+        for i in range(self.microbatches):
+            gradient, square = self._gradient(batch, i, size)
+            squares.append(square)
+            dot = running.dot(gradient) if math.isfinite(square) else math.nan
+            if factors := visitor.visit(square, dot):
+                running.fold(gradient, *factors)
+        decision = visitor.decision()
+        if decision.step:
+            running.divide(visitor.divisor)
+        # With two microbatches the running vector at the second visit is the first gradient
+        # (or nothing, if that was zero), so the whole Gramian is known at no cost.
+        gramian = _pair_gramian(squares, dot) if self.microbatches == 2 else None
+        return self._outcome(decision, running, gramian)
+
+    def _hold(self, batch: Any, size: int, rule: Weighting, fold: Fold | None) -> Outcome:
+        gradients = [self._gradient(batch, i, size)[0] for i in range(self.microbatches)]
+        gramian = self._rows(gradients).gramian()
+        decision = rule(gramian)
+        running = RunningVector()
+        for i in decision.accepted.nonzero().flatten().tolist():
+            if fold is None:
+                running.fold(gradients[i], 1.0, float(decision.weights[i]))
+            else:
+                # In the order and with the factors of streaming, so that measuring by layer
+                # does not change the update's last bit.
+                running.fold(gradients[i], fold.keep, fold.add if running.tensors else 1.0)
+        if fold is not None and fold.divide and decision.step:
+            running.divide(int(decision.accepted.sum()))
+        return self._outcome(decision, running, gramian)
+
+    def _outcome(
+        self, decision: Decision, running: RunningVector, gramian: Gramian | None
+    ) -> Outcome:
+        update = running if decision.step else None
+        return Outcome(decision, self._losses, self._accuracies, update, gramian)
+
+    def _gradient(self, batch: Any, i: int, size: int) -> tuple[Gradient, float]:
+        """Differentiate microbatch i; give its gradient and the gradient's square."""
+        part = pytree.tree_map(lambda leaf: leaf[i * size : (i + 1) * size], batch)
+        parameters = list(self.parameters.values())
+        for parameter in parameters:
+            parameter.grad = None
+        with self.autocast():
+            loss, accuracy = loss_and_accuracy(self.model, self.loss, part, size)
+        self.statistics.collect()
+        self._losses.append(loss.item())
+        self._accuracies.append(accuracy)
+        if not math.isfinite(self._losses[-1]):
+            return [None] * len(parameters), math.nan
+        loss.backward()
+        # Take the gradients over instead of copying them.
+        gradient: Gradient = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return gradient, geometry.dot_lists(gradient, gradient)
+
+    def _rows(self, gradients: list[Gradient]) -> GradientRows:
+        """Stack the gradients; a microbatch without one (its loss is not finite) is NaN."""
+        named = {}
+        for j, (name, parameter) in enumerate(self.parameters.items()):
+            rows = []
+            for gradient, loss in zip(gradients, self._losses, strict=True):
+                missing = 0.0 if math.isfinite(loss) else math.nan
+                row = gradient[j]
+                rows.append(torch.full_like(parameter, missing) if row is None else row)
+            named[name] = torch.stack([row.detach() for row in rows])
+        return GradientRows(named, engine="loop")
+
+
+def _pair_gramian(squares: list[float], dot: float) -> Gramian:
+    both = all(map(math.isfinite, squares))
+    dot = dot if both else math.nan
+    matrix = torch.tensor([[squares[0], dot], [dot, squares[1]]], dtype=torch.float64)
+    return Gramian(matrix, engine="loop")

@@ -1,0 +1,98 @@
+"""Everything that one run from the command line can be told, with sensible defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a model with gradient agreement filtering, and record every decision.
+
+    Runs again with the same settings go on where the last one stopped.
+    """
+
+    data: str = "digits"
+    """Data set: digits, cifar10, cifar100, cifar10n, cifar100n, white-noise or folder."""
+    data_dir: str | None = None
+    """Where the data set's files are; $GAFSCOPE_DATA when not given."""
+    data_options: dict[str, str] | None = None
+    """Options of the data set, e.g. samples 1000 classes 10 shape 1,32,32 for white-noise."""
+    download: bool = False
+    """Download the data set if it is not there."""
+    download_url: str | None = None
+    """Another address to download from."""
+    label_noise: float = 0.0
+    """Share of training labels that are moved to a different class, in [0, 1)."""
+    subset: int | None = None
+    """Use a class-balanced part of so many training images."""
+    validation: float = 0.1
+    """Share of the training images that is cut off for validation."""
+    model: str = "mlp"
+    """Network: mlp, cnn, resnet18, resnet34 or vit."""
+    model_options: dict[str, str] | None = None
+    """Options of the network, e.g. hidden 256,128 or stem imagenet norm group width 32."""
+    rule: str = "gaf"
+    """Rule: gaf, halving-gaf (the released code's), or mean (plain averaging)."""
+    tau: float = 0.97
+    """Largest accepted cosine distance, in [0, 2]; 2 is plain averaging."""
+    microbatches: int = 2
+    """k, microbatches a step."""
+    microbatch_size: int = 20
+    """u, samples a microbatch."""
+    balance: str = "iid"
+    """Sampling: iid, or exactly u / classes of each class by given or true labels."""
+    augment: bool = False
+    """Random crops (padding 4) and flips."""
+    steps: int = 1500
+    """Macrobatches in all."""
+    optimizer: str = "sgd"
+    """Optimizer: sgd (Nesterov when there is momentum), adam, adamw or rmsprop."""
+    lr: float = 0.05
+    """Learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd and rmsprop."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    scheduler: str = "none"
+    """Scheduler: none, or plateau (ReduceLROnPlateau on the validation accuracy)."""
+    patience: int = 10
+    """Validations without improvement after which plateau divides the learning rate by 10."""
+    clip_norm: float | None = None
+    """Clip the combined gradient to this norm."""
+    precision: str = "fp32"
+    """fp32, or bf16 for autocast."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = False
+    """Lay images out channels last, which is faster for convolutions."""
+    batch_norm: str = "accepted"
+    """Which microbatches move BatchNorm's running statistics: accepted or all."""
+    warmup_updates: int = 0
+    """Average plainly for so many updates before the rule takes over."""
+    max_updates: int | None = None
+    """Control: end after so many updates."""
+    yoked_to: str | None = None
+    """Control: step exactly when the run in this folder stepped."""
+    skip_rate: float | None = None
+    """Control: skip this share of the updates at random."""
+    on_stall: str = "warn"
+    """After 200 rejections in a row: warn and go on, or stop."""
+    validate_every: int = 100
+    """Steps between validations."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    record_layers_every: int = 100
+    """Steps between Gramians by layer; 0 for never."""
+    seed: int = 0
+    """Seed of noise, validation split, weights, sampling and dropout."""
+    sampling_seed: int | None = None
+    """Another seed for the sampling alone, e.g. for a control on fresh microbatches."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto takes a GPU when there is one."""
+    run_dir: str | None = None
+    """Folder of the run; runs/DATA-MODEL-RULE-seedSEED when not given."""
+    progress: bool = True
+    """Show a progress bar."""

@@ -1,0 +1,95 @@
+"""What a run's state is made of, so that it can go on bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gafscope.errors import UserError
+
+if TYPE_CHECKING:
+    from gafscope.trainer.trainer import Trainer
+
+
+def capture(
+    trainer: Trainer, batches: Iterable[Any], position: Mapping[str, int]
+) -> dict[str, Any]:
+    """Collect a trainer's state for a checkpoint.
+
+    Args:
+        trainer: The trainer, between two steps.
+        batches: Its macrobatches; asked for their `state_dict` if they have one.
+        position: Where the record stands.
+
+    Returns:
+        Tensors, numbers, strings and containers of these.
+    """
+    state: dict[str, Any] = {
+        "step": trainer.step,
+        "updates": trainer.updates,
+        "changed": trainer.changed,
+        "status": trainer.status,
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "best": trainer.best.state_dict(),
+        "watchdog": trainer.watchdog.state_dict(),
+        "random": random_state(),
+        "position": dict(position),
+    }
+    if trainer.scheduler is not None:
+        state["scheduler"] = trainer.scheduler.state_dict()
+    get_state = getattr(batches, "state_dict", None)
+    if get_state is not None:
+        state["batches"] = get_state()
+    return state
+
+
+def restore(trainer: Trainer, batches: Iterable[Any], state: Mapping[str, Any]) -> None:
+    """Put a trainer into the state of a checkpoint.
+
+    Args:
+        trainer: A trainer that was made as the saved one was.
+        batches: Its macrobatches.
+        state: What `capture` gave.
+
+    Raises:
+        UserError: If the checkpoint is of another model or optimizer.
+    """
+    try:
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if trainer.scheduler is not None:
+            trainer.scheduler.load_state_dict(state["scheduler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"The checkpoint in {trainer.run_dir} does not fit this model, optimizer or scheduler: "
+            f"{reason}. Use the settings that it was made with, or another run folder."
+        ) from error
+    trainer.best.load_state_dict(state["best"])
+    trainer.watchdog.load_state_dict(state["watchdog"])
+    trainer.step, trainer.updates = state["step"], state["updates"]
+    trainer.changed, trainer.status = state["changed"], state["status"]
+    restore_random_state(state["random"])
+    set_state = getattr(batches, "load_state_dict", None)
+    if set_state is not None:
+        set_state(state["batches"])
+
+
+def random_state() -> dict[str, Any]:
+    """Give the state of torch's global generators (CPU and every CUDA device)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put torch's global generators back.
+
+    Args:
+        state: What `random_state` gave; CUDA states are put back on as many devices as exist.
+    """
+    torch.set_rng_state(state["cpu"])
+    for device, value in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(value, device)
