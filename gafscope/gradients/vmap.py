@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gafscope.gradients.loss import Loss, mean_loss
 from gafscope.gradients.problem import Problem
@@ -50,4 +51,6 @@ def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
     parameters = {name: p.detach() for name, p in problem.parameters.items()}
     torch.manual_seed(problem.seed + start)
     gradients = vmap(grad(loss_of), in_dims=(None, 0), randomness="different")
-    return gradients(parameters, problem.microbatches(start, stop))
+    # Fused attention kernels have no vectorised form: torch would loop over them, and warn.
+    with sdpa_kernel(SDPBackend.MATH):
+        return gradients(parameters, problem.microbatches(start, stop))

@@ -64,7 +64,7 @@ class MLP(nn.Module):
 
 def mlp(
     in_features: int,
-    hidden: Sequence[int] = (128,),
+    hidden: int | Sequence[int] = (128,),
     num_classes: int = 10,
     *,
     dropout: float = 0.0,
@@ -76,7 +76,8 @@ def mlp(
 
     Args:
         in_features: Numbers in one sample; inputs of shape (n, ...) are flattened.
-        hidden: Units of each hidden layer; empty for a linear classifier.
+        hidden: Units of each hidden layer; empty for a linear classifier. One number is one
+            hidden layer.
         num_classes: Number of logits.
         dropout: Dropout rate after each ReLU, in [0, 1).
         norm: None, "batch" (BatchNorm, which needs two samples in training mode) or "layer".
@@ -93,6 +94,7 @@ def mlp(
         >>> mlp(64, hidden=(32, 16), num_classes=3)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 3])
     """
+    hidden = (hidden,) if isinstance(hidden, int) else hidden
     require_sizes(in_features=in_features, num_classes=num_classes)
     require_sizes(**{f"hidden[{i}]": units for i, units in enumerate(hidden)})
     require_dropout(dropout)

@@ -14,6 +14,7 @@ from gafscope.models._parts import MapNorm, map_norm, require_sizes
 
 Stem: TypeAlias = Literal["cifar", "imagenet"]
 Maps: TypeAlias = Float[Tensor, "n channels height width"]
+NextMaps: TypeAlias = Float[Tensor, "n next_channels next_height next_width"]
 
 
 @final
@@ -44,8 +45,8 @@ class BasicBlock(nn.Module):
         """The branch's last module: with its weight at zero the branch adds nothing."""
         return self.norm2
 
-    def forward(self, x: Maps) -> Maps:
-        """Map (n, in_channels, height, width) to (n, channels, height / stride, ...)."""
+    def forward(self, x: Maps) -> NextMaps:
+        """Map (n, in_channels, height, width) to (n, channels, height / stride, width / stride)."""
         branch = F.relu(self.norm1(self.conv1(x)))
         branch = self.norm2(self.conv2(branch))
         return F.relu(self.shortcut(x) + branch)
@@ -80,8 +81,8 @@ class PreActivationBlock(nn.Module):
         """The branch's last module: with its weight at zero the branch adds nothing."""
         return self.conv2
 
-    def forward(self, x: Maps) -> Maps:
-        """Map (n, in_channels, height, width) to (n, channels, height / stride, ...)."""
+    def forward(self, x: Maps) -> NextMaps:
+        """Map (n, in_channels, height, width) to (n, channels, height / stride, width / stride)."""
         activated = self.activation(x)
         shortcut = x if self.projection is None else self.projection(activated)
         return shortcut + self.conv2(F.relu(self.norm1(self.conv1(activated))))

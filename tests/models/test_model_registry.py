@@ -85,6 +85,14 @@ def test_a_seed_does_what_the_global_seed_does():
         assert torch.equal(a, b)
 
 
+def test_seeded_weights_do_not_depend_on_the_default_device():
+    on_cpu = build_model("mlp", input_shape=(4,), num_classes=3, seed=3)
+    with torch.device("meta"):
+        elsewhere = build_model("mlp", input_shape=(4,), num_classes=3, seed=3)
+    for a, b in zip(on_cpu.parameters(), elsewhere.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -1,0 +1,7 @@
+"""`python -m gafscope`."""
+
+import sys
+
+from gafscope.cli import main
+
+sys.exit(main())

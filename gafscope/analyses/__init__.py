@@ -1,0 +1,6 @@
+"""Analyses: one question a file, settings in, table out. Nothing here draws."""
+
+from gafscope.analyses.registry import ANALYSES, get_analysis
+from gafscope.analyses.result import Analysis, Result
+
+__all__ = ["ANALYSES", "Analysis", "Result", "get_analysis"]

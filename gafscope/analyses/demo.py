@@ -1,0 +1,137 @@
+"""GAF against averaging under label noise, with its control, in under a minute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import final
+
+import pandas as pd
+from tyro.conf import OmitArgPrefixes
+
+from gafscope.analyses import white_noise
+from gafscope.analyses.intervals import over_seeds, paired_difference
+from gafscope.analyses.result import Analysis, Result
+from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials
+from gafscope.analyses.white_noise import WhiteNoiseSettings
+from gafscope.trainer import TrainSettings
+
+# The control must see fresh microbatches: the same ones would step on the same samples.
+_FRESH = 1000
+_COLUMNS = ("test_accuracy", "best_test_accuracy", "train_accuracy", "updates", "accepted")
+
+
+def _noisy_digits() -> TrainSettings:
+    return TrainSettings(
+        data="digits",
+        label_noise=0.4,
+        model="mlp",
+        model_options={"hidden": "128"},
+        tau=0.75,
+        microbatch_size=20,
+        steps=1500,
+        lr=0.05,
+        validate_every=50,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class DemoSettings:
+    """Train on digits with wrong labels by averaging, by GAF and by GAF's yoked control.
+
+    The control averages fresh microbatches and steps exactly when GAF stepped: it makes the same
+    number of updates at the same times, but accepts whatever comes.
+    """
+
+    seeds: int = 3
+    """Seeds of each rule, counted up from --seed."""
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_noisy_digits)
+    """How to train."""
+
+
+def run(settings: DemoSettings) -> Result:
+    """Run the demo, or go on with it.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        Test accuracy of the three rules, and train accuracy on white noise of two.
+    """
+    root = Path(settings.train.run_dir or "runs/demo")
+    trials = _trials(settings, root)
+    runs = run_trials(trials, root)
+    ends = ends_of(trials, runs)
+    noise = white_noise.run(_noise_pair(settings, root))
+    table = pd.concat(
+        [
+            over_seeds(ends, ("data", "rule"), _COLUMNS),
+            noise.table[noise.table["data"] == white_noise.NOISE],
+        ],
+        ignore_index=True,
+    )
+    curves = pd.concat([curves_of(trials, runs), noise.curves], ignore_index=True)
+    verdict = f"{_verdict(ends, settings)}\n\n{noise.verdict}"
+    return Result(table, curves, verdict, root)
+
+
+def _trials(settings: DemoSettings, root: Path) -> list[Trial]:
+    base, trials = settings.train, []
+    seeds = range(base.seed, base.seed + settings.seeds)
+    data = f"{base.data}, {base.label_noise:.0%} label noise"
+    for rule, name in (("averaging", "mean"), ("GAF", base.rule)):
+        trials += [Trial(data, rule, seed, replace(base, rule=name, seed=seed)) for seed in seeds]
+    for gaf in trials[len(seeds) :]:
+        control = replace(
+            gaf.settings,
+            rule="mean",
+            sampling_seed=gaf.seed + _FRESH,
+            yoked_to=str(gaf.folder(root)),
+        )
+        trials.append(Trial(data, "yoked control", gaf.seed, control))
+    return trials
+
+
+def _noise_pair(settings: DemoSettings, root: Path) -> WhiteNoiseSettings:
+    quick = white_noise.WHITE_NOISE.presets["quick"]
+    base = settings.train
+    train = replace(
+        quick.train, seed=base.seed, progress=base.progress, run_dir=str(root / "white-noise")
+    )
+    return replace(quick, seeds=1, train=train)
+
+
+def _verdict(ends: pd.DataFrame, settings: DemoSettings) -> str:
+    over_mean = paired_difference(ends, "test_accuracy", "GAF", "averaging")
+    over_yoked = paired_difference(ends, "test_accuracy", "GAF", "yoked control")
+    yoked_over_mean = paired_difference(ends, "test_accuracy", "yoked control", "averaging")
+    by_rule = ends.groupby("rule")[list(_COLUMNS)].mean()
+    updates, steps = by_rule.loc["GAF", "updates"], settings.train.steps
+    best = by_rule.loc["averaging", "best_test_accuracy"]
+    explained = yoked_over_mean.mean / over_mean.mean if over_mean.mean > 0 else float("nan")
+    if over_mean.mean <= 0:
+        gain = "GAF does not gain over averaging here."
+    elif over_yoked.excludes_zero and over_yoked.mean > 0:
+        gain = "What is left over the control is above zero in its interval."
+    else:
+        gain = "What is left over the control is not established by these seeds."
+    share = f" ({explained:.0%} of the gain)" if over_mean.mean > 0 else ""
+    return (
+        f"What GAF changed: {over_mean.percent()} points of test accuracy over averaging, with "
+        f"{updates:.0f} updates in {steps} steps instead of {steps}. What the control explains: "
+        "averaging fresh microbatches, stepping exactly when GAF stepped, gains "
+        f"{yoked_over_mean.percent()} points{share}; GAF is {over_yoked.percent()} points above "
+        f"that control. {gain} Averaging's best checkpoint by validation scores {best:.1%} on the "
+        "test set, so stopping early is the rival to beat. (Mean and 95% interval over "
+        f"{settings.seeds} seeds, paired.)"
+    )
+
+
+DEMO = Analysis(
+    name="demo",
+    question="What does GAF change under label noise, and what does its control explain?",
+    presets={"quick": DemoSettings(), "paper": DemoSettings(seeds=8)},
+    minutes={"quick": "under 1 minute on 2 cores", "paper": "2 minutes on 2 cores"},
+    run=run,
+)

@@ -1,0 +1,31 @@
+"""The list of analyses."""
+
+from __future__ import annotations
+
+from gafscope.analyses.demo import DEMO
+from gafscope.analyses.result import Analysis
+from gafscope.analyses.white_noise import WHITE_NOISE
+from gafscope.errors import unknown_name
+
+ANALYSES: dict[str, Analysis] = {analysis.name: analysis for analysis in (DEMO, WHITE_NOISE)}
+
+
+def get_analysis(name: str) -> Analysis:
+    """Find an analysis.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        UserError: If there is none of that name.
+
+    Example:
+        >>> get_analysis("white-noise").name
+        'white-noise'
+    """
+    if name not in ANALYSES:
+        raise unknown_name("analysis", name, ANALYSES)
+    return ANALYSES[name]

@@ -1,0 +1,123 @@
+"""Running the trials of an analysis one after the other, each in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from gafscope.records import Run
+from gafscope.trainer import TrainSettings, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SMOOTH = 100
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """One training run of an analysis.
+
+    Attributes:
+        data: What it trains on, for people.
+        rule: What it trains with, for people.
+        seed: Its seed.
+        settings: The settings, but for the folder.
+    """
+
+    data: str
+    rule: str
+    seed: int
+    settings: TrainSettings
+
+    def folder(self, root: Path) -> Path:
+        """Give the trial's folder."""
+        words = f"{self.data} {self.rule} seed{self.seed}".lower()
+        return root / "-".join(words.split())
+
+
+def run_trials(trials: Sequence[Trial], root: Path) -> list[Run]:
+    """Train each trial, or take the run that is in its folder already.
+
+    Args:
+        trials: The trials. One may be yoked to the folder of an earlier one.
+        root: The folder that holds theirs.
+
+    Returns:
+        Their runs, in the same order.
+    """
+    runs = []
+    for number, trial in enumerate(trials, 1):
+        settings = replace(trial.settings, run_dir=str(trial.folder(root)))
+        name = f"[{number}/{len(trials)}] {trial.data}, {trial.rule}, seed {trial.seed}"
+        runs.append(train(settings, name=name))
+    return runs
+
+
+def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
+    """Lay the runs' curves end to end.
+
+    Args:
+        trials: The trials.
+        runs: Their runs.
+
+    Returns:
+        One row a trial and step: `data`, `rule`, `seed`, `step`, `train_accuracy` and
+        `rolling_distance` (rolling means over 100 steps), `distance`, `accepted` (of 1),
+        `updates` so far, and `validation_accuracy` at the steps that have it.
+    """
+    import pandas as pd
+
+    parts = []
+    for trial, run in zip(trials, runs, strict=True):
+        scalars = run.scalars
+        part = pd.DataFrame(
+            {
+                "data": trial.data,
+                "rule": trial.rule,
+                "seed": trial.seed,
+                "step": scalars["step"],
+                "train_accuracy": scalars["accuracy"].rolling(SMOOTH, min_periods=1).mean(),
+                "distance": scalars["distance_mean"],
+                "rolling_distance": scalars["distance_mean"].rolling(SMOOTH, min_periods=1).mean(),
+                "accepted": scalars["accepted"] / trial.settings.microbatches,
+                "updates": scalars["stepped"].cumsum(),
+                "validation_accuracy": scalars.get("validation_accuracy"),
+            }
+        )
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
+    """Collect the numbers at the end of each run.
+
+    Args:
+        trials: The trials.
+        runs: Their runs.
+
+    Returns:
+        One row a trial: `data`, `rule`, `seed`, `train_accuracy` (mean over the last 100 steps),
+        `test_accuracy`, `best_test_accuracy` (at the weights of the best validation), `updates`
+        and `accepted`, all shares of 1 but the updates.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "data": trial.data,
+            "rule": trial.rule,
+            "seed": trial.seed,
+            "train_accuracy": run.scalars["accuracy"].tail(SMOOTH).mean(),
+            "test_accuracy": run.summary["test_accuracy"],
+            "best_test_accuracy": run.summary.get("best_test_accuracy"),
+            "updates": run.summary["updates"],
+            "accepted": run.scalars["accepted"].mean() / trial.settings.microbatches,
+            "distance": run.scalars["distance_mean"].tail(SMOOTH).mean(),
+        }
+        for trial, run in zip(trials, runs, strict=True)
+    ]
+    return pd.DataFrame(rows)

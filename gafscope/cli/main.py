@@ -1,0 +1,89 @@
+"""Which command does what."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from gafscope import __version__
+from gafscope.errors import UserError, unknown_name
+
+_HELP = """\
+usage: python -m gafscope COMMAND [settings]
+
+See, use and check gradient agreement in PyTorch models.
+
+commands:
+  demo         GAF against averaging and its control on noisy digits, in under a minute
+  train        train one model with a rule, and record every decision
+  analyses     list the analyses; `analyses NAME` runs one, `analyses --all` all of them
+  cost         measure what a step costs beside plain averaging
+
+analyses:
+{analyses}
+
+`python -m gafscope COMMAND --help` explains a command's settings.
+Everything is written under ./runs/ unless --run-dir says otherwise."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after `python -m gafscope`; those of the process when None.
+
+    Returns:
+        The exit code: 0, or 2 after a mistake, which is explained in one message, or 130 after
+        Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"gafscope: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ngafscope: interrupted; what was done is kept. The same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"gafscope {__version__}")
+        return 0
+    _commands(words[0])(words[1:])
+    return 0
+
+
+def _commands(name: str) -> Callable[[Sequence[str]], None]:
+    """Find a command; the parts that it needs are imported only now."""
+    from gafscope.analyses import ANALYSES
+    from gafscope.cli.analyses import list_or_run, run_analysis
+    from gafscope.cli.cost import run_cost
+    from gafscope.cli.train import run_train
+
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "train": run_train,
+        "analyses": list_or_run,
+        "cost": run_cost,
+    }
+    for analysis in ANALYSES.values():
+        commands[analysis.name] = lambda rest, analysis=analysis: run_analysis(analysis, rest)
+    if name not in commands:
+        raise unknown_name("command", name, commands)
+    return commands[name]
+
+
+def _help() -> str:
+    from gafscope.analyses import ANALYSES
+
+    lines = [f"  {a.name:<13}{a.question}" for a in ANALYSES.values() if a.name != "demo"]
+    return _HELP.format(analyses="\n".join(lines))

@@ -1,0 +1,76 @@
+"""`python -m gafscope train`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from gafscope.cli.output import print_table
+from gafscope.cli.settings import read_settings
+from gafscope.plots import save_figure
+from gafscope.records import Run
+from gafscope.trainer import TrainSettings, train
+
+PRESETS = {
+    "quick": TrainSettings(),
+    "paper": TrainSettings(
+        data="cifar100",
+        model="resnet18",
+        model_options={"stem": "imagenet"},
+        channels_last=True,
+        microbatch_size=100,
+        balance="true",
+        augment=True,
+        steps=500_000,
+        lr=0.01,
+        weight_decay=0.01,
+        scheduler="plateau",
+        patience=100,
+        validate_every=500,
+        checkpoint_every=2000,
+        record_layers_every=1000,
+    ),
+}
+
+
+def run_train(arguments: Sequence[str]) -> None:
+    """Train one model and print what came of it.
+
+    Args:
+        arguments: What follows `train`.
+
+    Raises:
+        UserError: If a setting is wrong, data are missing, or the run diverges.
+    """
+    run = train(read_settings("train", PRESETS, arguments))
+    figures = save_figure(run.plot(), run.folder, "run")
+    _print_run(run)
+    print(f"\nRun: {run.folder}\nFigure: {figures[0]}")
+
+
+def _print_run(run: Run) -> None:
+    summary, scalars = run.summary, run.scalars
+    last = scalars.tail(100)
+    k = run.config["microbatches"]
+    rows = [
+        ("ended", summary["status"]),
+        ("steps", f"{summary['steps']:,}"),
+        ("updates", f"{summary['updates']:,} ({summary['updates'] / summary['steps']:.1%})"),
+        ("microbatches accepted", f"{scalars['accepted'].mean() / k:.1%}"),
+        ("microbatches not finite", f"{scalars['not_finite'].map(len).sum():,}"),
+        ("train loss, last 100 steps", _number(last["loss"].mean(), ".4f")),
+        ("train accuracy, last 100 steps", _number(last["accuracy"].mean(), ".1%")),
+        ("cosine distance, last 100 steps", _number(last["distance_mean"].mean(), ".4f")),
+        ("validation accuracy", _number(summary.get("validation_accuracy"), ".1%")),
+        ("test accuracy", _number(summary.get("test_accuracy"), ".1%")),
+        ("best validation at step", str(summary.get("best_step", "-"))),
+        ("test accuracy at best validation", _number(summary.get("best_test_accuracy"), ".1%")),
+        ("seconds a step, median", f"{scalars['seconds'].median():.4f}"),
+    ]
+    print_table(pd.DataFrame(rows, columns=["what", "value"]))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)
