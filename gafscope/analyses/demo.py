@@ -32,6 +32,7 @@ def _noisy_digits() -> TrainSettings:
         steps=1500,
         lr=0.05,
         validate_every=50,
+        threads=1,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def over_seeds(ends: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) ->
 
     rows = []
     for key, group in ends.groupby(list(by), sort=False):
-        row: dict[str, object] = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
+        row: dict[str, Any] = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
         for column in columns:
             interval = mean_interval(group[column].tolist())
             row |= {

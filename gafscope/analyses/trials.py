@@ -67,7 +67,8 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         One row a trial and step: `data`, `rule`, `seed`, `step`, `train_accuracy` and
         `rolling_distance` (rolling means over 100 steps), `distance`, `accepted` (of 1),
-        `updates` so far, and `validation_accuracy` at the steps that have it.
+        `updates` so far, `tau` where the rule has one, and `validation_accuracy` at the steps
+        that have it.
     """
     import pandas as pd
 
@@ -85,6 +86,7 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
                 "rolling_distance": scalars["distance_mean"].rolling(SMOOTH, min_periods=1).mean(),
                 "accepted": scalars["accepted"] / trial.settings.microbatches,
                 "updates": scalars["stepped"].cumsum(),
+                "tau": float("nan") if trial.settings.rule == "mean" else trial.settings.tau,
                 "validation_accuracy": scalars.get("validation_accuracy"),
             }
         )

@@ -1,4 +1,4 @@
-"""Does GAF refuse to memorise noise? (arXiv 2412.18052, figure 5.)
+"""Whether GAF refuses to memorise noise (arXiv 2412.18052, figure 5).
 
 Random images with random labels hold nothing to learn: whatever lowers their loss memorises.
 Plain averaging memorises them all the same, while their micro-gradients stay orthogonal.
@@ -33,6 +33,7 @@ def _quick() -> TrainSettings:
         steps=2000,
         lr=0.05,
         validate_every=500,
+        threads=1,
     )
 
 
@@ -46,7 +47,7 @@ class WhiteNoiseSettings:
     noise_samples: int = 500
     """White-noise images."""
     noise_shape: str = "1,32,32"
-    """Their shape. Few pixels let noise agree by chance: keep 1 - tau well above 1 / sqrt(pixels)."""
+    """Their shape. With few pixels noise agrees by chance: 1 - tau must exceed 1 / sqrt(pixels)."""
     noise_classes: int = 10
     """Their classes."""
     train: OmitArgPrefixes[TrainSettings] = field(default_factory=_quick)

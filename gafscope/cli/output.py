@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-_SHARES = ("accuracy", "accepted", "_low", "_high")
+from gafscope.errors import UserError
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it.
+
+    Args:
+        folder: The folder; it may be there already.
+
+    Raises:
+        UserError: If the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot create the folder {folder}: {error.strerror}. Choose another one."
+        ) from error
 
 
 def print_table(table: pd.DataFrame) -> None:
@@ -30,17 +49,16 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
         A table of strings.
     """
     shown: dict[str, list[str]] = {}
-    for column in table.columns:
+    for column in map(str, table.columns):
         if column.endswith(("_low", "_high")):
             continue
-        low, high = table.get(f"{column}_low"), table.get(f"{column}_high")
+        values = table[column].tolist()
+        missing = [math.nan] * len(values)
+        lows = table[f"{column}_low"].tolist() if f"{column}_low" in table else missing
+        highs = table[f"{column}_high"].tolist() if f"{column}_high" in table else missing
         title = column.replace("_", " ") + (" (%)" if _is_share(column) else "")
-        shown[title] = [
-            _cell(
-                column, value, *((low[i], high[i]) if low is not None and high is not None else ())
-            )
-            for i, value in table[column].items()
-        ]
+        cells = zip(values, lows, highs, strict=True)
+        shown[title] = [_cell(column, *cell) for cell in cells]
     return pd.DataFrame(shown)
 
 
@@ -59,13 +77,13 @@ def _is_share(column: str) -> bool:
     return column.endswith("accuracy") or column == "accepted"
 
 
-def _cell(column: str, value: Any, low: Any = None, high: Any = None) -> str:
+def _cell(column: str, value: Any, low: float, high: float) -> str:
     if not isinstance(value, float):
         return str(value)
-    if pd.isna(value):
+    if math.isnan(value):
         return "-"
-    factor, digits = (100, 1) if _is_share(column) else (1, 0 if abs(value) >= 100 else 3)
+    factor, digits = (100, 1) if _is_share(column) else (1, 1 if abs(value) >= 10 else 3)
     text = f"{factor * value:.{digits}f}"
-    if low is None or pd.isna(low):
+    if math.isnan(low):
         return text
     return f"{text} [{factor * low:.{digits}f}, {factor * high:.{digits}f}]"

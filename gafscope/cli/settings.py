@@ -30,8 +30,8 @@ def read_settings(command: str, presets: Mapping[str, S], arguments: Sequence[st
         UserError: If the preset, the file or a key in it is wrong.
         SystemExit: With code 0 after --help; with code 2 after a wrong flag or value.
     """
-    rest, preset = _take("--preset", list(arguments))
-    rest, config = _take("--config", rest)
+    rest, preset = take("--preset", list(arguments))
+    rest, config = take("--config", rest)
     name = next(iter(presets)) if preset is None else preset
     if name not in presets:
         raise unknown_name("preset", name, presets)
@@ -48,8 +48,19 @@ def read_settings(command: str, presets: Mapping[str, S], arguments: Sequence[st
     )
 
 
-def _take(flag: str, arguments: list[str]) -> tuple[list[str], str | None]:
-    """Take a flag and its value out of the arguments."""
+def take(flag: str, arguments: list[str]) -> tuple[list[str], str | None]:
+    """Take a flag and its value out of the arguments.
+
+    Args:
+        flag: E.g. "--preset".
+        arguments: Words of the command line.
+
+    Returns:
+        The other words, and the value; None where the flag is not given.
+
+    Raises:
+        UserError: If the flag has no value.
+    """
     for i, argument in enumerate(arguments):
         if argument == flag:
             if i + 1 == len(arguments):

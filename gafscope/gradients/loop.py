@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gafscope.errors import UserError
-from gafscope.gradients.loss import mean_loss
+from gafscope.gradients.loss import check_differentiable, mean_loss
 from gafscope.gradients.problem import Problem
 
 
@@ -29,11 +28,7 @@ def loop_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
     for i in range(start, stop):
         torch.manual_seed(problem.seed + i)
         loss = mean_loss(problem.loss(problem.model, problem.microbatch(i)), problem.u)
-        if not loss.requires_grad:
-            raise UserError(
-                "The loss does not depend on any trainable parameter (it requires no gradient); "
-                "check that it is computed from the model's outputs, without detach() or no_grad."
-            )
+        check_differentiable(loss)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for row, gradient in zip(rows, gradients, strict=True):
             if gradient is not None:

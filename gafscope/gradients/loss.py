@@ -166,6 +166,22 @@ def mean_loss(losses: Any, samples: int) -> Tensor:
     return losses.mean() if losses.ndim else losses
 
 
+def check_differentiable(loss: Tensor) -> None:
+    """Refuse a loss that no parameter can lower.
+
+    Args:
+        loss: The mean loss.
+
+    Raises:
+        UserError: If it requires no gradient.
+    """
+    if not loss.requires_grad:
+        raise UserError(
+            "The loss does not depend on any trainable parameter (it requires no gradient); "
+            "check that it is computed from the model's outputs, without detach() or no_grad."
+        )
+
+
 def _unreduced(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if isinstance(criterion, nn.Module):
         if not hasattr(criterion, "reduction"):

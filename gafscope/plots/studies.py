@@ -41,7 +41,7 @@ def plot_demo(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
         for panel, (column, label, factor) in zip(axes, _DEMO_PANELS, strict=True):
             _draw(panel, part, column, factor)
             panel.set(xlabel="step", ylabel=label)
-        axes[0].legend(title="mean and range of seeds", loc="lower left")
+        axes[0].legend(title=_heading(part), loc="lower left")
         figure.suptitle(str(noisy), x=0.01, ha="left")
     white = plot_white_noise(table, curves[curves["data"] != noisy])
     return {"label-noise": figure, **white}
@@ -66,13 +66,13 @@ def plot_white_noise(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Fig
             for row, (value, label, factor) in enumerate(_NOISE_PANELS):
                 panel = grid[row][column]
                 if value == "rolling_distance":
-                    _scatter(panel, part)
+                    _single_steps(panel, part)
                 _draw(panel, part, value, factor)
                 panel.set_ylabel(label)
             grid[0][column].set_title(name)
             grid[-1][column].set_xlabel("step")
             grid[0][column].set_ylim(-3, 103)
-        grid[0][0].legend(title="mean and range of seeds", loc="center right")
+        grid[0][0].legend(title=_heading(curves), loc="center right")
         grid[-1][0].annotate(
             "points: single steps, lines: means over 100",
             (0.98, 0.03),
@@ -91,21 +91,29 @@ FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
 """Analysis name -> function of its table and curves that draws its figures."""
 
 
+def _heading(curves: pd.DataFrame) -> str | None:
+    return "mean and range of seeds" if curves["seed"].nunique() > 1 else None
+
+
 def _draw(axes: Axes, curves: pd.DataFrame, column: str, factor: float) -> None:
     """Draw the mean over seeds of each rule, and the band of its seeds."""
     known = curves.dropna(subset=[column])
     for rule, style in rule_style(list(dict.fromkeys(known["rule"]))).items():
         steps = known[known["rule"] == rule].groupby("step")[column]
         mean, low, high = (factor * steps.agg(name) for name in ("mean", "min", "max"))
-        axes.plot(mean.index, mean, label=rule, linewidth=1.8, **style)
+        name = "_nolegend_" if column == "rolling_distance" else rule
+        axes.plot(mean.index, mean, label=name, linewidth=1.8, **style)
         axes.fill_between(mean.index, low, high, color=style["color"], alpha=0.18, linewidth=0)
     count_axis(axes.xaxis)
 
 
-def _scatter(axes: Axes, curves: pd.DataFrame) -> None:
-    """Draw single steps of the first seed, thinned to what the eye can take."""
+def _single_steps(axes: Axes, curves: pd.DataFrame) -> None:
+    """Draw single steps of the first seed, thinned to what the eye can take, and tau."""
     for rule, style in rule_style(list(dict.fromkeys(curves["rule"]))).items():
         part = curves[curves["rule"] == rule]
         part = part[part["seed"] == part["seed"].min()]
+        for tau in part["tau"].dropna().unique():
+            axes.axhline(tau, color=style["color"], linestyle=":", label=f"tau = {tau:g}")
+            axes.legend(loc="upper right")
         part = part.iloc[:: max(1, len(part) // 400)]
         axes.plot(part["step"], part["distance"], ".", color=style["color"], alpha=0.25, ms=3)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from gafscope import geometry
 from gafscope.aggregation import Decision, Fold, Visitor, Weighting
 from gafscope.gradients import GradientRows, Gramian, Loss
+from gafscope.gradients.loss import check_differentiable
 from gafscope.gradients.problem import batch_size
 from gafscope.trainer.batch_norm import RunningStatistics
 from gafscope.trainer.evaluate import loss_and_accuracy
@@ -134,17 +135,21 @@ class Macrobatch:
             parameter.grad = None
         with self.autocast():
             loss, accuracy = loss_and_accuracy(self.model, self.loss, part, size)
-        self.statistics.collect()
         self._losses.append(loss.item())
         self._accuracies.append(accuracy)
-        if not math.isfinite(self._losses[-1]):
-            return [None] * len(parameters), math.nan
-        loss.backward()
-        # Take the gradients over instead of copying them.
-        gradient: Gradient = [parameter.grad for parameter in parameters]
+        gradient: Gradient = [None] * len(parameters)
+        square = math.nan
+        if math.isfinite(self._losses[-1]):
+            check_differentiable(loss)
+            loss.backward()
+            # Take the gradients over instead of copying them.
+            gradient = [parameter.grad for parameter in parameters]
+            square = geometry.dot_lists(gradient, gradient)
         for parameter in parameters:
             parameter.grad = None
-        return gradient, geometry.dot_lists(gradient, gradient)
+        # Only now: the backward of BatchNorm still refers to the running statistics.
+        self.statistics.collect()
+        return gradient, square
 
     def _rows(self, gradients: list[Gradient]) -> GradientRows:
         """Stack the gradients; a microbatch without one (its loss is not finite) is NaN."""

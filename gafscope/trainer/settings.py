@@ -92,6 +92,8 @@ class TrainSettings:
     """Another seed for the sampling alone, e.g. for a control on fresh microbatches."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """Processor threads; torch's choice when not given. Small networks are fastest with 1."""
     run_dir: str | None = None
     """Folder of the run; runs/DATA-MODEL-RULE-seedSEED when not given."""
     progress: bool = True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def train(settings: TrainSettings, name: str = "train") -> Run:
     Raises:
         UserError: If a setting is wrong, data are missing, or the run diverges.
     """
+    with _threads(settings.threads):
+        _fit(settings, name)
+    return load_run(run_folder(settings))
+
+
+def _fit(settings: TrainSettings, name: str) -> None:
     rule = _rule(settings)
     gate = _gate(settings)
     device = _device(settings.device)
@@ -99,7 +106,18 @@ def train(settings: TrainSettings, name: str = "train") -> Run:
     trainer.fit(
         sampler, settings.steps, validate=dataset.validation.batch(), test=dataset.test.batch()
     )
-    return load_run(run_folder(settings))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    if count is not None and count < 1:
+        raise UserError(f"threads must be at least 1, but is {count}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_config(settings: TrainSettings) -> dict[str, Any]:

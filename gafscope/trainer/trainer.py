@@ -186,7 +186,7 @@ class Trainer:
         with Progress(self.progress, self.step, steps, self.name) as bar, Interrupt() as interrupt:
             while not self.status:
                 batch = next(batches)
-                row, advice = self._advance(batch, validate, writer)
+                row, advice = self.advance(batch, validate, writer)
                 bar.update(
                     loss=row["loss"],
                     accepted=row["accepted"] / self.microbatches,
@@ -256,10 +256,22 @@ class Trainer:
             return pd.DataFrame(self._rows)
         return load_run(self.run_dir).scalars
 
-    def _advance(
-        self, batch: Any, validate: Any, writer: RunWriter | None
+    def advance(
+        self, batch: Any, validate: Any = None, writer: RunWriter | None = None
     ) -> tuple[dict[str, Any], str | None]:
-        """Do one step and record it."""
+        """Do one step: macrobatch, decision, update, record. `fit` calls it for each step.
+
+        Args:
+            batch: A macrobatch.
+            validate: A batch to validate on when the step calls for it.
+            writer: The record; None keeps the row in memory.
+
+        Returns:
+            The row of scalars, and advice for the user when the run has just stalled.
+
+        Raises:
+            UserError: As in `fit`.
+        """
         started = time.perf_counter()
         batch = pytree.tree_map(lambda leaf: leaf.to(self._device, non_blocking=True), batch)
         check_macrobatch(batch_size(batch), self.microbatches)
