@@ -112,7 +112,12 @@ class Visitor:
     @property
     def divisor(self) -> int:
         """The update is the running vector divided by this."""
-        return self._count if self._fold.divide else 1
+        return max(self._count, 1) if self._fold.divide else 1
+
+    @property
+    def norm(self) -> float:
+        """Norm of the update, |s| / divisor."""
+        return math.sqrt(max(self._square, 0.0)) / self.divisor
 
     def decision(self) -> Decision:
         """Give the decision after the last visit."""

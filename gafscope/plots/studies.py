@@ -41,7 +41,7 @@ def plot_demo(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
         for panel, (column, label, factor) in zip(axes, _DEMO_PANELS, strict=True):
             _draw(panel, part, column, factor)
             panel.set(xlabel="step", ylabel=label)
-        axes[0].legend(title=_heading(part), loc="lower left")
+        axes[-1].legend(title=_heading(part), loc="upper left")
         figure.suptitle(str(noisy), x=0.01, ha="left")
     white = plot_white_noise(table, curves[curves["data"] != noisy])
     return {"label-noise": figure, **white}

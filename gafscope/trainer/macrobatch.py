@@ -36,6 +36,7 @@ class Outcome:
         losses: Mean loss of each microbatch.
         accuracies: Share of right answers of each microbatch; NaN where there are no classes.
         update: The combined gradient, None when the rule skips.
+        norm: Its norm.
         gramian: Inner products, where they are known.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     losses: list[float]
     accuracies: list[float]
     update: RunningVector | None
+    norm: float
     gramian: Gramian | None = None
 
 
@@ -103,7 +105,7 @@ class Macrobatch:
         # With two microbatches the running vector at the second visit is the first gradient
         # (or nothing, if that was zero), so the whole Gramian is known at no cost.
         gramian = _pair_gramian(squares, dot) if self.microbatches == 2 else None
-        return self._outcome(decision, running, gramian)
+        return self._outcome(decision, running, visitor.norm, gramian)
 
     def _hold(self, batch: Any, size: int, rule: Weighting, fold: Fold | None) -> Outcome:
         gradients = [self._gradient(batch, i, size)[0] for i in range(self.microbatches)]
@@ -119,13 +121,16 @@ class Macrobatch:
                 running.fold(gradients[i], fold.keep, fold.add if running.tensors else 1.0)
         if fold is not None and fold.divide and decision.step:
             running.divide(int(decision.accepted.sum()))
-        return self._outcome(decision, running, gramian)
+        weights = decision.weights[decision.accepted]
+        matrix = gramian.matrix.cpu()[decision.accepted][:, decision.accepted]
+        norm = math.sqrt(max(float(weights @ matrix @ weights), 0.0))
+        return self._outcome(decision, running, norm, gramian)
 
     def _outcome(
-        self, decision: Decision, running: RunningVector, gramian: Gramian | None
+        self, decision: Decision, running: RunningVector, norm: float, gramian: Gramian | None
     ) -> Outcome:
         update = running if decision.step else None
-        return Outcome(decision, self._losses, self._accuracies, update, gramian)
+        return Outcome(decision, self._losses, self._accuracies, update, norm, gramian)
 
     def _gradient(self, batch: Any, i: int, size: int) -> tuple[Gradient, float]:
         """Differentiate microbatch i; give its gradient and the gradient's square."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import final
 
@@ -61,10 +60,6 @@ class RunningVector:
         if divisor != 1:
             tensors = _present(self.tensors)
             torch._foreach_div_(tensors, float(divisor))  # pyright: ignore[reportPrivateImportUsage]
-
-    def norm(self) -> float:
-        """Give |s|."""
-        return math.sqrt(dot_lists(self.tensors, self.tensors))
 
 
 def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -304,7 +304,7 @@ class Trainer:
         stepped = update is not None and opens
         norm = math.nan
         if update is not None and opens:
-            norm = update.norm()
+            norm = outcome.norm
             for parameter, gradient in zip(self._parameters.values(), update.tensors, strict=True):
                 parameter.grad = gradient
             if self.clip_norm is not None:
