@@ -48,11 +48,37 @@ class RunningStatistics:
         Args:
             microbatches: Indices, in the order of the calls to `collect`.
         """
-        self._restore()
-        for i in microbatches if self._layers else ():
-            for j, layer in enumerate(self._layers):
-                part = slice(3 * j, 3 * j + 3)
-                _move(layer, self._before[part], self._after[i][part])
+        if self._layers:
+            self._restore()
+            for i in microbatches:
+                self._move(self._after[i])
+
+    def _move(self, after: list[Tensor]) -> None:
+        """Apply the change that one microbatch made from `before` to `after`.
+
+        With momentum m, a forward is r <- (1 - m) r + m b. After c forwards r depends on its start
+        only through (1 - m)^c, so from another start r they give (1 - m)^c (r - before) + after.
+        With m = None, r is the plain average over all forwards so far.
+        """
+        now, before = self._buffers(), self._before
+        factors = [
+            factor
+            for layer, count, old, new in zip(
+                self._layers, now[2::3], before[2::3], after[2::3], strict=True
+            )
+            # One for the mean, one for the variance, none for the count.
+            for factor in (
+                *[_factors(layer.momentum, int(count), int(old), int(new))] * 2,
+                (1,) * 3,
+            )
+        ]
+        moved = [
+            (current * keep - start * remove) + end * gain
+            for current, start, end, (keep, remove, gain) in zip(
+                now, before, after, factors, strict=True
+            )
+        ]
+        _copy_into(now, moved)
 
     def _buffers(self) -> list[Tensor]:
         return [
@@ -66,28 +92,17 @@ class RunningStatistics:
         return [buffer.clone() for buffer in self._buffers()]
 
     def _restore(self) -> None:
-        for buffer, value in zip(self._buffers(), self._before, strict=True):
-            buffer.copy_(value)
+        _copy_into(self._buffers(), self._before)
 
 
-def _move(layer: _NormBase, before: list[Tensor], after: list[Tensor]) -> None:
-    """Apply to `layer` the change that one microbatch made from `before` to `after`.
+def _factors(momentum: float | None, count: int, old: int, new: int) -> tuple[float, ...]:
+    """Give factors (keep, remove, gain): r <- keep * r - remove * before + gain * after."""
+    if momentum is None:
+        total = count + new - old
+        return (count / total, old / total, new / total) if total else (1.0, 1.0, 1.0)
+    decay = (1 - momentum) ** (new - old)
+    return decay, decay, 1.0
 
-    A forward with momentum m is r <- (1 - m) r + m b. After c forwards r depends on its start
-    only through (1 - m)^c, so from another start r they give after + (1 - m)^c (r - before).
-    With m = None, r is the plain average over all forwards so far.
-    """
-    assert layer.running_mean is not None and layer.running_var is not None
-    assert layer.num_batches_tracked is not None
-    count, count_before, count_after = layer.num_batches_tracked, before[2], after[2]
-    forwards = count_after - count_before
-    for running, old, new in (
-        (layer.running_mean, before[0], after[0]),
-        (layer.running_var, before[1], after[1]),
-    ):
-        if layer.momentum is None:
-            added = new * count_after - old * count_before
-            running.copy_((running * count + added) / (count + forwards))
-        else:
-            running.copy_(new + (1 - layer.momentum) ** int(forwards) * (running - old))
-    count += forwards
+
+def _copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
+    torch._foreach_copy_(targets, values)  # pyright: ignore[reportPrivateImportUsage]
