@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 from jaxtyping import Bool, Float64
 from torch import Tensor
@@ -50,6 +50,7 @@ class Decision:
         return f"<table><caption>step: {'yes' if self.step else 'no'}</caption>{head}{body}</table>"
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """A rule that needs inner products only: it maps a Gramian to a decision."""
 

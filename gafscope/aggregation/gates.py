@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 
 from gafscope.errors import UserError
 
 
+@runtime_checkable
 class Gate(Protocol):
     """Decides at which steps a run may update."""
 

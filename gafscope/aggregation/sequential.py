@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 
@@ -41,6 +41,7 @@ class Fold:
     minimum: int
 
 
+@runtime_checkable
 class Sequential(Protocol):
     """A weighting that can also stream: its whole behaviour is in its `fold`."""
 

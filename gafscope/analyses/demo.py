@@ -18,7 +18,8 @@ from gafscope.trainer import TrainSettings
 
 # The control must see fresh microbatches: the same ones would step on the same samples.
 _FRESH = 1000
-_COLUMNS = ("test_accuracy", "best_test_accuracy", "train_accuracy", "updates", "accepted")
+_COLUMNS = ("test_accuracy", "best_test_accuracy", "train_accuracy")
+_MEANS = ("accepted", "updates")
 
 
 def _noisy_digits() -> TrainSettings:
@@ -65,13 +66,8 @@ def run(settings: DemoSettings) -> Result:
     runs = run_trials(trials, root)
     ends = ends_of(trials, runs)
     noise = white_noise.run(_noise_pair(settings, root))
-    table = pd.concat(
-        [
-            over_seeds(ends, ("data", "rule"), _COLUMNS),
-            noise.table[noise.table["data"] == white_noise.NOISE],
-        ],
-        ignore_index=True,
-    )
+    own = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
+    table = pd.concat([own, noise.table], ignore_index=True)
     curves = pd.concat([curves_of(trials, runs), noise.curves], ignore_index=True)
     verdict = f"{_verdict(ends, settings)}\n\n{noise.verdict}"
     return Result(table, curves, verdict, root)
@@ -107,7 +103,7 @@ def _verdict(ends: pd.DataFrame, settings: DemoSettings) -> str:
     over_mean = paired_difference(ends, "test_accuracy", "GAF", "averaging")
     over_yoked = paired_difference(ends, "test_accuracy", "GAF", "yoked control")
     yoked_over_mean = paired_difference(ends, "test_accuracy", "yoked control", "averaging")
-    by_rule = ends.groupby("rule")[list(_COLUMNS)].mean()
+    by_rule = ends.groupby("rule")[[*_COLUMNS, *_MEANS]].mean()
     updates, steps = by_rule.loc["GAF", "updates"], settings.train.steps
     best = by_rule.loc["averaging", "best_test_accuracy"]
     explained = yoked_over_mean.mean / over_mean.mean if over_mean.mean > 0 else float("nan")

@@ -65,13 +65,16 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - float(margin), mean + float(margin))
 
 
-def over_seeds(ends: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def over_seeds(
+    ends: pd.DataFrame, by: Sequence[str], columns: Sequence[str], means: Sequence[str] = ()
+) -> pd.DataFrame:
     """Summarise the ends of runs over their seeds.
 
     Args:
         ends: One row a run.
         by: Columns that name a condition.
-        columns: Columns to average.
+        columns: Columns to average, with intervals.
+        means: Columns to average without.
 
     Returns:
         One row a condition, in the order of appearance: `seeds`, and for each column its mean,
@@ -89,6 +92,7 @@ def over_seeds(ends: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) ->
                 f"{column}_low": interval.low,
                 f"{column}_high": interval.high,
             }
+        row |= {column: group[column].mean() for column in means}
         rows.append(row)
     return pd.DataFrame(rows)
 

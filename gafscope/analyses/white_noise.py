@@ -20,7 +20,8 @@ from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials
 from gafscope.trainer import TrainSettings
 
 NOISE = "white noise"
-_COLUMNS = ("train_accuracy", "accepted", "distance", "updates")
+_COLUMNS = ("train_accuracy", "distance")
+_MEANS = ("accepted", "updates")
 
 
 def _quick() -> TrainSettings:
@@ -67,7 +68,7 @@ def run(settings: WhiteNoiseSettings) -> Result:
     trials = list(_trials(settings))
     runs = run_trials(trials, root)
     ends = ends_of(trials, runs)
-    table = over_seeds(ends, ("data", "rule"), _COLUMNS)
+    table = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
     curves = curves_of(trials, runs)
     return Result(table, curves, _verdict(table, curves, settings.train.tau), root)
 

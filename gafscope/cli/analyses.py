@@ -67,9 +67,9 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str]) -> None:
     written = [result.folder / "summary.csv", result.folder / "verdict.txt"]
     for name, figure in FIGURES[analysis.name](result.table, result.curves).items():
         written += save_figure(figure, result.folder / "figures", name)
-    for _, part in result.table.groupby("data", sort=False):
-        print()
-        print_table(part.dropna(axis="columns", how="all"))
+    for data, part in result.table.groupby("data", sort=False):
+        print(f"\n{data}")
+        print_table(part.drop(columns="data").dropna(axis="columns", how="all"))
     print_text(result.verdict)
     print_text("Intervals are 95% over seeds. Runs, table and figures:")
     for path in written:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import pandas as pd
-
-from gafscope.cli.output import print_table
 from gafscope.cli.settings import read_settings
 from gafscope.plots import save_figure
 from gafscope.records import Run
@@ -69,7 +66,9 @@ def _print_run(run: Run) -> None:
         ("test accuracy at best validation", _number(summary.get("best_test_accuracy"), ".1%")),
         ("seconds a step, median", f"{scalars['seconds'].median():.4f}"),
     ]
-    print_table(pd.DataFrame(rows, columns=["what", "value"]))
+    print()
+    for what, value in rows:
+        print(f"{what:<34}{value:>16}")
 
 
 def _number(value: float | None, form: str) -> str:

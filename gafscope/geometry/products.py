@@ -1,10 +1,9 @@
-"""Inner products of gradients, exact enough for cosine distances of 1e-6.
+"""Inner products of gradients in float64, exact enough for any cosine distance above 1e-9.
 
-A plain float32 inner product of millions of terms is off by up to 1e-4, which hides every small
-distance. Here small tensors are multiplied in float64; in large ones, where the rounding errors
-of many short sums average out, runs of 256 float32 products are summed and the runs added in
-float64, as fast as the memory. Both keep a distance of 1e-6 right to better than 1%.
-Rows in bfloat16 or float16 are widened to float32 first.
+A float32 inner product of millions of terms is off by up to 1e-4, which hides every small
+distance. Here the numbers are widened to float64 block by block, so that no whole copy is made.
+That costs little more than reading them, and no autocast region or reduced matmul precision
+(TF32) around the call can touch float64 products.
 
 Shape legend: k, m rows; n numbers a row.
 """
@@ -17,13 +16,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-_RUN = 256
+from gafscope.geometry.rows import blank_rows
+
 # Blocks that stay in the processor's cache; a GPU wants few large kernels instead.
-_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
-# Up to so many numbers a tensor (a row of a matrix) is multiplied in float64.
-_SMALL_PAIR, _SMALL_ROW = 1 << 18, 1 << 20
-# Rows with norms between these have float32 products that neither vanish nor overflow.
-_SAFE = (1e-12, 1e12)
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 22}
+# Tensors of up to so many numbers are multiplied together: calls would cost more than products.
+_SMALL = 1 << 18
 
 
 def dot(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float64[Tensor, ""]:
@@ -41,13 +39,13 @@ def dot(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float64[Tenso
         tensor(6., dtype=torch.float64)
     """
     a_n, b_n = _flat_pair(a.detach(), b.detach())
-    if a_n.numel() <= _SMALL_PAIR or torch.float64 in (a.dtype, b.dtype):
-        return torch.dot(a_n.double(), b_n.double())
-    total = _dot_in_runs(a_n, b_n)
-    small, large = _SAFE
-    if small * small <= abs(total) <= large * large:
-        return total
-    return torch.dot(a_n.double(), b_n.double())
+    size = _block_size(a_n)
+    # One buffer for all blocks: fresh pages for each would cost more than the products.
+    wide = torch.empty(2, min(size, a_n.numel()), dtype=torch.float64, device=a_n.device)
+    total = torch.zeros((), dtype=torch.float64, device=a_n.device)
+    for left, right in zip(a_n.split(size), b_n.split(size), strict=True):
+        total += torch.dot(wide[0, : len(left)].copy_(left), wide[1, : len(right)].copy_(right))
+    return total
 
 
 def dot_lists(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
@@ -65,28 +63,14 @@ def dot_lists(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
         2.0
     """
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    large = [(x, y) for x, y in pairs if x.numel() > _SMALL_PAIR]
-    small = [(x, y) for x, y in pairs if x.numel() <= _SMALL_PAIR]
+    large = [(x, y) for x, y in pairs if x.numel() > _SMALL]
+    small = [(x, y) for x, y in pairs if x.numel() <= _SMALL]
     totals = [dot(x, y) for x, y in large]
-    # Many small tensors cost more in calls than in products: lay them end to end, by device.
+    # The small ones are laid end to end, by device.
     for device in {x.device for x, _ in small}:
         flat = [_flat_pair(x, y) for x, y in small if x.device == device]
         totals.append(dot(torch.cat([x for x, _ in flat]), torch.cat([y for _, y in flat])))
     return float(sum(total.item() for total in totals))
-
-
-def _dot_in_runs(a_n: Tensor, b_n: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64, device=a_n.device)
-    size = _block_size(a_n)
-    # One buffer for all blocks: fresh pages for each would cost more than the products.
-    buffer = torch.empty(min(size, a_n.numel()), device=a_n.device)
-    for a_part, b_part in zip(a_n.split(size), b_n.split(size), strict=True):
-        products = torch.mul(a_part.float(), b_part.float(), out=buffer[: a_part.numel()])
-        whole = products.numel() // _RUN * _RUN
-        total += products[:whole].view(-1, _RUN).sum(1).sum(dtype=torch.float64)
-        if whole < products.numel():
-            total += products[whole:].sum(dtype=torch.float64)
-    return total
 
 
 def gramian(rows_kn: Float[Tensor, "k n"]) -> Float64[Tensor, "k k"]:
@@ -105,20 +89,13 @@ def gramian(rows_kn: Float[Tensor, "k n"]) -> Float64[Tensor, "k k"]:
                 [6., 9.]], dtype=torch.float64)
     """
     matrix = cross_gramian(rows_kn, rows_kn)
-    matrix = (matrix + matrix.T) / 2
-    bad = ~torch.isfinite(matrix.diagonal())
-    matrix[bad] = torch.nan
-    matrix[:, bad] = torch.nan
-    return matrix
+    return blank_rows((matrix + matrix.T) / 2)
 
 
 def cross_gramian(
     rows_kn: Float[Tensor, "k n"], others_mn: Float[Tensor, "m n"]
 ) -> Float64[Tensor, "k m"]:
     """Multiply every row of one set with every row of another, `R S^T`, in float64.
-
-    Rows so large or so small that their float32 products would overflow or vanish are
-    multiplied in float64.
 
     Args:
         rows_kn: (k, n) in any floating type.
@@ -131,32 +108,15 @@ def cross_gramian(
         >>> cross_gramian(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([[11.,  2.]], dtype=torch.float64)
     """
+    same = others_mn is rows_kn
     rows_kn, others_mn = rows_kn.detach(), others_mn.detach()
-    exact = _needs_float64(rows_kn) or (others_mn is not rows_kn and _needs_float64(others_mn))
     k, m = len(rows_kn), len(others_mn)
     total = torch.zeros(k, m, dtype=torch.float64, device=rows_kn.device)
-    # The k x m products of a run must not outgrow the block that they come from.
-    width = max(_block_size(rows_kn) // max(k, m, 1) // _RUN, 1) * _RUN
+    width = max(_block_size(rows_kn) // max(k, m, 1), 1)
     for left, right in zip(rows_kn.split(width, 1), others_mn.split(width, 1), strict=True):
-        whole = 0 if exact else left.shape[1] // _RUN * _RUN
-        if whole:
-            runs = left[:, :whole].float().reshape(k, -1, _RUN).transpose(0, 1)
-            others = right[:, :whole].float().reshape(m, -1, _RUN).permute(1, 2, 0)
-            total += torch.bmm(runs, others).sum(0, dtype=torch.float64)
-        total += left[:, whole:].double() @ right[:, whole:].double().T
+        wide = left.double()
+        total += wide @ (wide if same else right.double()).T
     return total
-
-
-def _needs_float64(rows_kn: Tensor) -> bool:
-    if rows_kn.dtype == torch.float64 or rows_kn.shape[1] <= _SMALL_ROW:
-        return True
-    small, large = _SAFE
-    norms = torch.linalg.vector_norm(rows_kn, dim=1, dtype=torch.float32)
-    suspects = rows_kn[(norms < small) | (norms > large)]
-    if not len(suspects):
-        return False
-    largest = torch.maximum(suspects.amax(1), -suspects.amin(1))
-    return bool((torch.isfinite(largest) & (largest > 0)).any())
 
 
 def _block_size(tensor: Tensor) -> int:

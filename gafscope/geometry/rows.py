@@ -6,6 +6,8 @@ A row with a NaN or an infinity has no distance at all (NaN) and no rule ever ac
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
@@ -33,3 +35,19 @@ def zero_rows(matrix_kk: Float64[Tensor, "k k"]) -> Bool[Tensor, " k"]:
         (k,), True where `K[i, i]` is 0.
     """
     return matrix_kk.diagonal() == 0
+
+
+def blank_rows(matrix_kk: Float64[Tensor, "k k"]) -> Float64[Tensor, "k k"]:
+    """Write NaN wherever a gradient that is not finite takes part.
+
+    A product with such a gradient may happen to be infinite, NaN or (with a zero) either; this
+    makes them all alike.
+
+    Args:
+        matrix_kk: Gramian, (k, k).
+
+    Returns:
+        (k, k), NaN in the rows and columns of the gradients that are not finite.
+    """
+    finite = finite_rows(matrix_kk)
+    return torch.where(finite[:, None] & finite[None, :], matrix_kk, math.nan)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch.utils import _pytree as pytree
 
 from gafscope.errors import UserError
+from gafscope.gradients.isolation import kept_buffers
 from gafscope.gradients.loss import mean_loss
 from gafscope.gradients.problem import Problem
 
@@ -47,11 +49,13 @@ def plan(problem: Problem, memory_budget: int | None, chunked: bool, whole: bool
     row = problem.row_bytes
     # Differentiating holds a microbatch's saved activations, and its row before it is stored.
     transient = row + _saved_bytes(problem)
-    chunk = max(1, min(k, (memory_budget // 2) // transient)) if chunked else 1
     if k * row + transient <= memory_budget:
         # All rows fit: give the chunk what they leave.
         spare = (memory_budget - k * row) // transient
         return Plan(chunk=max(1, min(k, spare)) if chunked else 1, block=k)
+    # Half of the budget for the chunk, but never more than leaves room for two blocks as large.
+    chunk = min(memory_budget // 2 // transient, memory_budget // (transient + 2 * row))
+    chunk = max(1, chunk if chunked else 1)
     block = (memory_budget - chunk * transient) // (2 * row) // chunk * chunk
     if whole or block < 1:
         need = k * row + transient if whole else 2 * row + transient
@@ -65,15 +69,18 @@ def plan(problem: Problem, memory_budget: int | None, chunked: bool, whole: bool
 
 def _saved_bytes(problem: Problem) -> int:
     """Count the bytes that autograd keeps for the backward of one microbatch."""
-    weights = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+    model, batch = problem.model, pytree.tree_leaves(problem.batch)
+    present = [*model.parameters(), *model.buffers(), *batch]
+    known = {tensor.untyped_storage().data_ptr() for tensor in present}
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        mean_loss(problem.loss(problem.model, problem.microbatch(0)), problem.u)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with kept_buffers(model), hooks:
+        mean_loss(problem.loss(model, problem.microbatch(0)), problem.u)
     return sum(saved.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gafscope.gradients.isolation import kept_buffers, seed_everything
 from gafscope.gradients.loss import check_differentiable, mean_loss
 from gafscope.gradients.problem import Problem
 
@@ -26,11 +27,12 @@ def loop_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
     parameters = list(problem.parameters.values())
     rows = [p.new_zeros(stop - start, *p.shape, requires_grad=False) for p in parameters]
     for i in range(start, stop):
-        torch.manual_seed(problem.seed + i)
-        loss = mean_loss(problem.loss(problem.model, problem.microbatch(i)), problem.u)
-        check_differentiable(loss)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        seed_everything(problem.model, problem.seed + i)
+        with kept_buffers(problem.model):
+            loss = mean_loss(problem.loss(problem.model, problem.microbatch(i)), problem.u)
+            check_differentiable(loss)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for row, gradient in zip(rows, gradients, strict=True):
             if gradient is not None:
-                row[i - start] = gradient.detach()
+                row[i - start] = gradient.to_dense()
     return dict(zip(problem.parameters, rows, strict=True))

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gafscope.errors import UserError
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Maps a model and a batch of B samples to their losses, (B,), or to the mean loss, ()."""
 
@@ -56,16 +57,21 @@ class Supervised:
         Returns:
             Losses as `__call__` gives them, and the outputs with the classes in dimension 1.
         """
-        try:
-            inputs, targets = batch
-        except (TypeError, ValueError):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise UserError(
                 "A supervised loss takes batches (inputs, targets), but this batch is a "
-                f"{type(batch).__name__} that does not unpack into two; write your own loss "
-                "(model, batch) -> losses of shape (B,)."
-            ) from None
-        outputs = self._classes_second(model(inputs), targets)
+                f"{type(batch).__name__} and no pair; write your own loss (model, batch) -> "
+                "losses of shape (B,)."
+            )
+        inputs, targets = batch
+        outputs, targets = self._classes_second(model(inputs), targets)
         losses = self._criterion(outputs, targets)
+        if outputs.numel() == targets.numel() < losses.numel():
+            raise UserError(
+                f"The criterion broadcast outputs of shape {tuple(outputs.shape)} and targets of "
+                f"shape {tuple(targets.shape)} to losses of shape {tuple(losses.shape)}; give "
+                "both the same shape, e.g. with squeeze(1)."
+            )
         if losses.ndim <= 1:
             return losses, outputs
         counted = self._counted(losses, targets)
@@ -95,12 +101,21 @@ class Supervised:
             return targets != self.ignore_index
         return torch.ones_like(losses, dtype=torch.bool)
 
-    def _classes_second(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _classes_second(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Move the class dimension to where torch's criteria want it, dimension 1."""
+        for name, value in (("a model that returns", outputs), ("targets that are", targets)):
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"A supervised loss takes {name} one tensor, but this is a "
+                    f"{type(value).__name__}; write your own loss (model, batch) -> losses of "
+                    "shape (B,)."
+                )
         if self.class_dim is not None:
-            return outputs.movedim(self.class_dim, 1)
+            if outputs.shape == targets.shape:  # soft targets have the classes there as well
+                targets = targets.movedim(self.class_dim, 1)
+            return outputs.movedim(self.class_dim, 1), targets
         if targets.is_floating_point() or outputs.ndim < 3 or outputs.ndim != targets.ndim + 1:
-            return outputs
+            return outputs, targets
         classes_last = outputs.shape[:-1] == targets.shape
         classes_second = (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape)
         if classes_last and classes_second:
@@ -108,7 +123,7 @@ class Supervised:
                 f"Outputs of shape {tuple(outputs.shape)} may hold their classes in dimension 1 "
                 "or in the last one; say which with supervised(criterion, class_dim=...)."
             )
-        return outputs.movedim(-1, 1) if classes_last else outputs
+        return (outputs.movedim(-1, 1) if classes_last else outputs), targets
 
 
 def supervised(criterion: Callable[..., Tensor], class_dim: int | None = None) -> Supervised:
@@ -121,14 +136,16 @@ def supervised(criterion: Callable[..., Tensor], class_dim: int | None = None) -
     Args:
         criterion: A function or module `(outputs, targets) -> losses`. One without a
             `reduction` option is called as it is and may return (B, ...) or the mean.
-        class_dim: Dimension of the outputs that holds the classes. Found from the shapes when
-            None: dimension 1, as torch has it, or the last one, as language models have it.
+        class_dim: Dimension of the outputs (and of soft targets) that holds the classes. Found
+            from the shapes when None: dimension 1, as torch has it, or the last one, as language
+            models have it; with soft targets, dimension 1.
 
     Returns:
         A loss for batches `(inputs, targets)`.
 
     Raises:
-        UserError: When called, if the batch is no pair or the class dimension is ambiguous.
+        UserError: When called, if the batch is no pair of tensors, the class dimension is
+            ambiguous, or the criterion broadcasts outputs (B, 1) against targets (B,).
 
     Example:
         >>> loss = supervised(torch.nn.functional.cross_entropy)
@@ -189,15 +206,18 @@ def _unreduced(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
         criterion = copy.copy(criterion)
         vars(criterion)["reduction"] = "none"
         return criterion
-    try:
-        takes_reduction = "reduction" in inspect.signature(criterion).parameters
-    except (TypeError, ValueError):
-        takes_reduction = False
-    return partial(criterion, reduction="none") if takes_reduction else criterion
+    return partial(criterion, reduction="none") if "reduction" in _options(criterion) else criterion
 
 
 def _ignore_index(criterion: Callable[..., Tensor]) -> int:
-    if isinstance(criterion, partial) and "ignore_index" in criterion.keywords:
-        return criterion.keywords["ignore_index"]
-    index = getattr(criterion, "ignore_index", None)
+    index = getattr(criterion, "ignore_index", _options(criterion).get("ignore_index"))
     return index if isinstance(index, int) else -100
+
+
+def _options(criterion: Callable[..., Tensor]) -> dict[str, Any]:
+    """Give the names and defaults of a criterion's arguments, as far as Python knows them."""
+    try:
+        parameters = inspect.signature(criterion).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: parameter.default for name, parameter in parameters.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from gafscope.gradients.isolation import untouched
 from gafscope.gradients.loop import loop_rows
 from gafscope.gradients.loss import Loss
 from gafscope.gradients.problem import Problem, make_problem
-from gafscope.gradients.types import GradientRows, Gramian, sum_of_layers
+from gafscope.gradients.types import GradientRows, Gramian, flat_rows, sum_of_layers
 from gafscope.gradients.vmap import vmap_rows
 
 _Rows = dict[str, Tensor]
@@ -137,7 +138,8 @@ def _run(
             except UserError:
                 raise
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0].rstrip(".")
+                first_line = (str(error).strip() or repr(error)).splitlines()[0]
+                reason = textwrap.shorten(first_line, 200, placeholder=" ...").rstrip(".")
                 if engine == "vmap":
                     raise UserError(
                         f"engine='vmap' cannot differentiate this model: {reason}. "
@@ -168,7 +170,7 @@ def _layer_gramians(problem: Problem, engine: str, sizes: Plan) -> _Rows:
     k, block = problem.k, sizes.block
     if block >= k:
         rows = _rows(problem, engine, sizes.chunk, 0, k)
-        return {name: geometry.gramian(row.flatten(1)) for name, row in rows.items()}
+        return {name: geometry.gramian(flat_rows(row)) for name, row in rows.items()}
     matrices = {
         name: torch.empty(k, k, dtype=torch.float64, device=p.device)
         for name, p in problem.parameters.items()
@@ -177,12 +179,12 @@ def _layer_gramians(problem: Problem, engine: str, sizes: Plan) -> _Rows:
         a_end = min(a + block, k)
         rows = _rows(problem, engine, sizes.chunk, a, a_end)
         for name, row in rows.items():
-            matrices[name][a:a_end, a:a_end] = geometry.gramian(row.flatten(1))
+            matrices[name][a:a_end, a:a_end] = geometry.gramian(flat_rows(row))
         for b in range(a_end, k, block):
             b_end = min(b + block, k)
             others = _rows(problem, engine, sizes.chunk, b, b_end)
             for name, row in rows.items():
-                cross = geometry.cross_gramian(row.flatten(1), others[name].flatten(1))
+                cross = geometry.cross_gramian(flat_rows(row), flat_rows(others[name]))
                 matrices[name][a:a_end, b:b_end] = cross
                 matrices[name][b:b_end, a:a_end] = cross.T
-    return matrices
+    return {name: geometry.blank_rows(matrix) for name, matrix in matrices.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -71,11 +72,12 @@ def make_problem(
     """
     n = batch_size(batch)
     k = n if microbatches is None else microbatches
-    if k < 1 or n % k:
+    if not isinstance(k, Integral) or k < 1 or n % k:
         raise UserError(
             f"microbatches must divide the number of samples, but {n} samples cannot be cut "
             f"into {k} equal microbatches; choose from {_divisors(n)}."
         )
+    k = int(k)
     u = n // k
     _check_coupling(model, u)
     return Problem(
@@ -123,11 +125,12 @@ def batch_size(batch: Any) -> int:
         UserError: If there is no tensor, a leaf is no tensor, or the sizes differ.
     """
     leaves = pytree.tree_leaves(batch)
-    others = [
-        type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor) or not leaf.ndim
-    ]
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor) or not leaf.ndim]
     if not leaves or others:
-        found = f"a {others[0]}" if others else "nothing"
+        found = "nothing"
+        if others:
+            scalar = isinstance(others[0], Tensor)
+            found = "a tensor without dimensions" if scalar else f"a {type(others[0]).__name__}"
         raise UserError(
             "A batch is made of tensors (a tensor, a pair, a dict ...) whose first dimension "
             f"counts the samples, but this one holds {found}."

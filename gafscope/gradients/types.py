@@ -5,6 +5,7 @@ Shape legend: k rows (microbatches or samples), P trainable numbers in all.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
@@ -39,6 +40,7 @@ class Gramian:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "matrix", self.matrix.double())
         shape = tuple(self.matrix.shape)
         if len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
             raise UserError(
@@ -114,8 +116,7 @@ class Gramian:
             "engine": self.engine,
             "notes": "; ".join(self.notes) or "none",
         }
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
-        return f"<table><caption>Gramian</caption>{cells}</table>"
+        return _table("Gramian", rows)
 
 
 @final
@@ -144,7 +145,7 @@ class GradientRows:
         Returns:
             (k, P), a copy.
         """
-        return torch.cat([rows.flatten(1) for rows in self.named.values()], dim=1)
+        return torch.cat([flat_rows(rows) for rows in self.named.values()], dim=1)
 
     def gramian(self, layers: bool = True) -> Gramian:
         """Compute the inner products of all rows.
@@ -155,7 +156,7 @@ class GradientRows:
         Returns:
             The Gramian, in float64.
         """
-        matrices = {name: geometry.gramian(rows.flatten(1)) for name, rows in self.named.items()}
+        matrices = {name: geometry.gramian(flat_rows(rows)) for name, rows in self.named.items()}
         return Gramian(
             matrix=sum_of_layers(matrices),
             layers=matrices if layers else {},
@@ -182,8 +183,40 @@ class GradientRows:
                 f"combine takes one weight a row, shape ({self.k},), "
                 f"but these have shape {tuple(weights.shape)}."
             )
-        kept = (weights != 0).nonzero().flatten().tolist()
-        return {name: _weighted_sum(rows, weights, kept) for name, rows in self.named.items()}
+        kept = {i: weight for i, weight in enumerate(weights.tolist()) if weight != 0}
+        return {name: _weighted_sum(rows, kept) for name, rows in self.named.items()}
+
+    def __repr__(self) -> str:
+        return (
+            f"GradientRows(k={self.k}, parameters={len(self.named)}, numbers={self._numbers}, "
+            f"engine={self.engine!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "micro-gradients": self.k,
+            "parameters": len(self.named),
+            "numbers in each": self._numbers,
+            "engine": self.engine,
+            "notes": "; ".join(self.notes) or "none",
+        }
+        return _table("GradientRows", rows)
+
+    @property
+    def _numbers(self) -> int:
+        return sum(rows[0].numel() for rows in self.named.values())
+
+
+def flat_rows(rows: Float[Tensor, "k ..."]) -> Float[Tensor, "k n"]:
+    """Lay the numbers of each row end to end.
+
+    Args:
+        rows: (k, *shape); the shape is () for a parameter that is a single number.
+
+    Returns:
+        (k, n).
+    """
+    return rows.reshape(len(rows), -1)
 
 
 def sum_of_layers(matrices: Mapping[str, Tensor]) -> Float64[Tensor, "k k"]:
@@ -199,9 +232,17 @@ def sum_of_layers(matrices: Mapping[str, Tensor]) -> Float64[Tensor, "k k"]:
     return torch.stack([layer.to(layers[0].device) for layer in layers]).sum(0)
 
 
-def _weighted_sum(rows: Tensor, weights: Tensor, kept: list[int]) -> Tensor:
+def _weighted_sum(rows: Tensor, weights: Mapping[int, float]) -> Tensor:
     half = rows.dtype in (torch.bfloat16, torch.float16)
     total = torch.zeros_like(rows[0], dtype=torch.float32 if half else None)
-    for i in kept:
-        total.add_(rows[i], alpha=float(weights[i]))
+    for i, weight in weights.items():
+        total.add_(rows[i], alpha=weight)
     return total.to(rows.dtype)
+
+
+def _table(caption: str, rows: Mapping[str, object]) -> str:
+    cells = "".join(
+        f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption>{caption}</caption>{cells}</table>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, final
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gafscope.gradients.loss import Loss, mean_loss
+from gafscope.gradients.isolation import kept_buffers, seed_everything
+from gafscope.gradients.loss import Loss, check_differentiable, mean_loss
 from gafscope.gradients.problem import Problem
 
 
@@ -24,7 +26,9 @@ class _Objective(nn.Module):
         self.samples = samples
 
     def forward(self, batch: Any) -> Tensor:
-        return mean_loss(self.loss(self.model, batch), self.samples)
+        loss = mean_loss(self.loss(self.model, batch), self.samples)
+        check_differentiable(loss)
+        return loss
 
 
 def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
@@ -39,7 +43,7 @@ def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
         Parameter name -> (stop - start, *parameter.shape); zeros where a parameter is unused.
 
     Raises:
-        UserError: If the loss returns a wrong shape.
+        UserError: If the loss returns a wrong shape or depends on no parameter.
         RuntimeError: If the model does what vmap cannot (e.g. branch on a tensor's value).
     """
     objective = _Objective(problem.model, problem.loss, problem.u)
@@ -49,8 +53,16 @@ def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
         return functional_call(objective, named, (batch,))
 
     parameters = {name: p.detach() for name, p in problem.parameters.items()}
-    torch.manual_seed(problem.seed + start)
+    seed_everything(problem.model, problem.seed + start)
     gradients = vmap(grad(loss_of), in_dims=(None, 0), randomness="different")
     # Fused attention kernels have no vectorised form: torch would loop over them, and warn.
-    with sdpa_kernel(SDPBackend.MATH):
+    # Without no_grad, the rows would carry a graph where something else requires a gradient.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+        kept_buffers(problem.model),
+        warnings.catch_warnings(),
+    ):
+        # An operation that vmap has to run row by row is slow, but right.
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         return gradients(parameters, problem.microbatches(start, stop))

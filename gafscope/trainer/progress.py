@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 from tqdm import tqdm
@@ -55,6 +56,10 @@ class Progress:
             shown = {name: f"{value:.3f}" for name, value in self._smooth.items()}
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Clear the bar's line while something else is printed."""
+        return tqdm.external_write_mode()
 
     def __enter__(self) -> Progress:
         return self

@@ -193,7 +193,8 @@ class Trainer:
                     distance=row["distance_mean"],
                 )
                 if advice:
-                    log.warning("%s: %s", self.name, advice)
+                    with bar.aside():
+                        log.warning("%s: %s", self.name, advice)
                 self.status = self._end(steps, stalled=advice is not None)
                 if self.status or interrupt.requested or self.step % self.checkpoint_every == 0:
                     self._save(train_batches, writer)
