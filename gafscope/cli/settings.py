@@ -107,7 +107,10 @@ def _as_flags(values: Mapping[str, Any], settings: Any, source: str) -> list[str
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) + "," if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    # The comma tells a list of one from its element.
+    return f"{value[0]}," if len(value) == 1 else ",".join(map(str, value))
 
 
 def _names(settings: Any) -> list[str]:

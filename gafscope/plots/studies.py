@@ -17,6 +17,7 @@ _DEMO_PANELS = (
     ("train_accuracy", "train accuracy, given labels (%)", 100),
     ("updates", "updates made", 1),
 )
+_POINTS = 400
 _NOISE_PANELS = (
     ("train_accuracy", "train accuracy (%)", 100),
     ("rolling_distance", "cosine distance", 1),
@@ -100,7 +101,10 @@ def _draw(axes: Axes, curves: pd.DataFrame, column: str, factor: float) -> None:
     known = curves.dropna(subset=[column])
     for rule, style in rule_style(list(dict.fromkeys(known["rule"]))).items():
         steps = known[known["rule"] == rule].groupby("step")[column]
-        mean, low, high = (factor * steps.agg(name) for name in ("mean", "min", "max"))
+        table = factor * steps.agg(["mean", "min", "max"])
+        # More points than the eye can tell apart only make the file large.
+        table = table.iloc[:: max(1, len(table) // _POINTS)]
+        mean, low, high = (table[name] for name in ("mean", "min", "max"))
         name = "_nolegend_" if column == "rolling_distance" else rule
         axes.plot(mean.index, mean, label=name, linewidth=1.8, **style)
         axes.fill_between(mean.index, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -115,5 +119,5 @@ def _single_steps(axes: Axes, curves: pd.DataFrame) -> None:
         for tau in part["tau"].dropna().unique():
             axes.axhline(tau, color=style["color"], linestyle=":", label=f"tau = {tau:g}")
             axes.legend(loc="upper right")
-        part = part.iloc[:: max(1, len(part) // 400)]
+        part = part.iloc[:: max(1, len(part) // _POINTS)]
         axes.plot(part["step"], part["distance"], ".", color=style["color"], alpha=0.25, ms=3)
