@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ class Trial:
     def folder(self, root: Path) -> Path:
         """Give the trial's folder."""
         words = f"{self.data} {self.rule} seed{self.seed}".lower()
-        return root / "-".join(words.split())
+        return root / "-".join(re.findall(r"[a-z0-9.]+", words))
 
 
 def run_trials(trials: Sequence[Trial], root: Path) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def _names(settings: Any) -> list[str]:
 
 
 def _description(settings: Any, presets: Mapping[str, Any]) -> str:
-    text = (type(settings).__doc__ or "").strip()
+    text = inspect.cleandoc(type(settings).__doc__ or "")
     names = ", ".join(presets)
     return (
         f"{text}\n\n--preset NAME starts from other defaults ({names}); --config FILE reads a YAML "

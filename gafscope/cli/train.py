@@ -50,6 +50,7 @@ def run_train(arguments: Sequence[str]) -> None:
 def _print_run(run: Run) -> None:
     summary, scalars = run.summary, run.scalars
     last = scalars.tail(100)
+    span = f"last {len(last)} steps"
     k = run.config["microbatches"]
     rows = [
         ("ended", summary["status"]),
@@ -57,9 +58,9 @@ def _print_run(run: Run) -> None:
         ("updates", f"{summary['updates']:,} ({summary['updates'] / summary['steps']:.1%})"),
         ("microbatches accepted", f"{scalars['accepted'].mean() / k:.1%}"),
         ("microbatches not finite", f"{scalars['not_finite'].map(len).sum():,}"),
-        ("train loss, last 100 steps", _number(last["loss"].mean(), ".4f")),
-        ("train accuracy, last 100 steps", _number(last["accuracy"].mean(), ".1%")),
-        ("cosine distance, last 100 steps", _number(last["distance_mean"].mean(), ".4f")),
+        (f"train loss, {span}", _number(last["loss"].mean(), ".4f")),
+        (f"train accuracy, {span}", _number(last["accuracy"].mean(), ".1%")),
+        (f"cosine distance, {span}", _number(last["distance_mean"].mean(), ".4f")),
         ("validation accuracy", _number(summary.get("validation_accuracy"), ".1%")),
         ("test accuracy", _number(summary.get("test_accuracy"), ".1%")),
         ("best validation at step", str(summary.get("best_step", "-"))),

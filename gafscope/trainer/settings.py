@@ -11,7 +11,7 @@ from typing import final
 class TrainSettings:
     """Train a model with gradient agreement filtering, and record every decision.
 
-    Runs again with the same settings go on where the last one stopped.
+    The same settings again go on where the last run of them stopped.
     """
 
     data: str = "digits"

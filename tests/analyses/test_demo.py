@@ -60,4 +60,4 @@ def test_files_are_where_the_text_says(demo):
     for path in paths:
         assert path.startswith(str(folder))
         assert pd.io.common.file_exists(path)
-    assert (folder / "digits,-40%-label-noise-gaf-seed0" / "config.yaml").exists()
+    assert (folder / "digits-40-label-noise-gaf-seed0" / "config.yaml").exists()
