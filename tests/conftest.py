@@ -1,13 +1,24 @@
-"""Settings of all tests; shapes on the tensors of the public functions are checked in tests only."""
+"""Settings of all tests. Shapes on the tensors of public functions are checked in tests only."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"
-
 import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Before matplotlib is imported: no test may open a window.
+os.environ["MPLBACKEND"] = "Agg"
+# Before gafscope is imported: the hook rewrites modules as they are loaded. The "tower" lets an
+# int pass for a float, as every other type checker does.
+install_import_hook(
+    ["gafscope.geometry", "gafscope.gradients", "gafscope.aggregation"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+# The tests' networks are so small that more threads would only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

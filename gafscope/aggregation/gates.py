@@ -6,9 +6,9 @@ answer depends on the step alone, so an interrupted run resumes exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 
@@ -33,10 +33,11 @@ class Yoked:
     from the effect of *how often* it steps.
 
     Args:
-        stepped: The other run's decisions, one a step: `load_run(folder).scalars["stepped"]`.
+        stepped: The other run's decisions, true or false, one a step:
+            `load_run(folder).scalars["stepped"]`.
     """
 
-    stepped: Sequence[bool]
+    stepped: Iterable[Any]
 
     def __post_init__(self):
         object.__setattr__(self, "stepped", tuple(bool(value) for value in self.stepped))
@@ -47,12 +48,14 @@ class Yoked:
         Raises:
             UserError: If the other run ended before this step.
         """
-        if step >= len(self.stepped):
+        stepped = self.stepped
+        assert isinstance(stepped, tuple)
+        if step >= len(stepped):
             raise UserError(
-                f"The run that this one is yoked to has {len(self.stepped)} steps, so it cannot "
-                f"decide step {step}; train this one for at most {len(self.stepped)} steps."
+                f"The run that this one is yoked to has {len(stepped)} steps, so it cannot "
+                f"decide step {step}; train this one for at most {len(stepped)} steps."
             )
-        return self.stepped[step]
+        return stepped[step]
 
 
 @final

@@ -28,7 +28,7 @@ def cosine_distance(matrix_kk: Float64[Tensor, "k k"]) -> Float64[Tensor, "k k"]
     """
     norms = matrix_kk.diagonal().sqrt()
     # Two square roots rather than the root of the product, which overflows first.
-    distance = 1 - matrix_kk / norms[:, None] / norms[None, :]
+    distance = 1 - matrix_kk / (norms[:, None] * norms[None, :])
     zero = zero_rows(matrix_kk)
     distance = torch.where(zero[:, None] | zero[None, :], 1.0, distance).clamp(0.0, 2.0)
     distance.diagonal()[~zero] = 0.0
@@ -55,7 +55,7 @@ def pair_distance(dot: float, square_a: float, square_b: float) -> float:
         return math.nan
     if square_a <= 0 or square_b <= 0:
         return 1.0
-    distance = 1 - dot / math.sqrt(square_a) / math.sqrt(square_b)
+    distance = 1 - dot / (math.sqrt(square_a) * math.sqrt(square_b))
     return min(max(distance, 0.0), 2.0)
 
 

@@ -38,7 +38,7 @@ def dot(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Float64[Tenso
         >>> dot(torch.ones(3), torch.tensor([1.0, 2.0, 3.0]))
         tensor(6., dtype=torch.float64)
     """
-    a_n, b_n = _flat_pair(a.detach(), b.detach())
+    a_n, b_n = flat_pair(a.detach(), b.detach())
     size = _block_size(a_n)
     # One buffer for all blocks: fresh pages for each would cost more than the products.
     wide = torch.empty(2, min(size, a_n.numel()), dtype=torch.float64, device=a_n.device)
@@ -68,7 +68,7 @@ def dot_lists(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
     totals = [dot(x, y) for x, y in large]
     # The small ones are laid end to end, by device.
     for device in {x.device for x, _ in small}:
-        flat = [_flat_pair(x, y) for x, y in small if x.device == device]
+        flat = [flat_pair(x, y) for x, y in small if x.device == device]
         totals.append(dot(torch.cat([x for x, _ in flat]), torch.cat([y for _, y in flat])))
     return float(sum(total.item() for total in totals))
 
@@ -123,8 +123,16 @@ def _block_size(tensor: Tensor) -> int:
     return _BLOCK.get(tensor.device.type, _BLOCK["cuda"])
 
 
-def _flat_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Flatten both in one order, without a copy where channels-last memory allows."""
+def flat_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Flatten both in one order, without a copy where channels-last memory allows.
+
+    Args:
+        a: Any shape.
+        b: The same shape.
+
+    Returns:
+        Two vectors; element i of both comes from the same place.
+    """
     if a.ndim == 4 and not a.is_contiguous() and a.stride() == b.stride():
         return a.permute(0, 2, 3, 1).reshape(-1), b.permute(0, 2, 3, 1).reshape(-1)
     return a.reshape(-1), b.reshape(-1)

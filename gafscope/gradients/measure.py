@@ -50,7 +50,8 @@ def microbatch_gradients(
             cannot follow the model.
         memory_budget: Bytes that may be used beside model and batch; vmap then works in chunks.
         seed: Seed of the dropout masks, of which every microbatch draws its own. None takes it
-            from torch's global random state, which is not advanced.
+            from torch's global random state, which is not advanced. One seed gives one result
+            for each engine; vmap draws other masks than the loop, and other ones in chunks.
 
     Returns:
         (k, ...) rows for every trainable parameter; zeros where one is unused.

@@ -27,14 +27,14 @@ class Gramian:
     """Inner products of k micro-gradients, `K[i, j] = <g_i, g_j>`.
 
     Attributes:
-        matrix: (k, k) float64, over all trainable parameters.
+        matrix: (k, k), kept as float64, over all trainable parameters.
         layers: One (k, k) float64 matrix a parameter, by its name; they add up to `matrix`.
             Empty where only the whole was asked for.
         engine: The engine that computed it: "loop" or "vmap".
         notes: What the reader should know, e.g. why "auto" turned to another engine.
     """
 
-    matrix: Float64[Tensor, "k k"]
+    matrix: Float[Tensor, "k k"]
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     engine: str = ""
     notes: tuple[str, ...] = ()
@@ -228,8 +228,11 @@ def sum_of_layers(matrices: Mapping[str, Tensor]) -> Float64[Tensor, "k k"]:
     Returns:
         (k, k) float64 on the first one's device.
     """
-    layers = list(matrices.values())
-    return torch.stack([layer.to(layers[0].device) for layer in layers]).sum(0)
+    first, *others = matrices.values()
+    total = first.clone()
+    for layer in others:
+        total += layer.to(total.device)
+    return total
 
 
 def _weighted_sum(rows: Tensor, weights: Mapping[int, float]) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @final
@@ -19,7 +20,7 @@ class BestCheckpoint:
     def __init__(self):
         self.step = -1
         self._score = -math.inf
-        self._state: dict[str, Tensor] = {}
+        self._state: dict[str, Any] = {}
 
     def see(self, step: int, model: nn.Module, validation: Mapping[str, float]) -> None:
         """Keep the model's state if this validation is the best.
@@ -33,9 +34,9 @@ class BestCheckpoint:
         score = -validation["loss"] if math.isnan(accuracy) else accuracy
         if score > self._score:
             self.step, self._score = step, score
-            self._state = {name: v.detach().clone() for name, v in model.state_dict().items()}
+            self._state = copy.deepcopy(model.state_dict())
 
-    def restore(self, model: nn.Module) -> dict[str, Tensor]:
+    def restore(self, model: nn.Module) -> dict[str, Any]:
         """Put the best state into the model.
 
         Args:
@@ -44,7 +45,7 @@ class BestCheckpoint:
         Returns:
             The state that it had before.
         """
-        current = {name: v.detach().clone() for name, v in model.state_dict().items()}
+        current = copy.deepcopy(model.state_dict())
         if self._state:
             model.load_state_dict(self._state)
         return current

@@ -1,4 +1,4 @@
-"""One macrobatch: micro-gradients, a decision, and the update left in `.grad`.
+"""One macrobatch: micro-gradients, a decision, and the update that follows.
 
 Sequential rules stream: only the running vector and the newest gradient exist. Any other
 weighting, and every step whose Gramian by layer is recorded, holds the k gradients.
@@ -22,6 +22,7 @@ from gafscope.gradients import GradientRows, Gramian, Loss
 from gafscope.gradients.loss import check_differentiable
 from gafscope.gradients.problem import batch_size
 from gafscope.trainer.batch_norm import RunningStatistics
+from gafscope.trainer.checks import check_decision
 from gafscope.trainer.evaluate import loss_and_accuracy
 from gafscope.trainer.running import Gradient, RunningVector
 
@@ -68,6 +69,7 @@ class Macrobatch:
     microbatches: int
     autocast: Callable[[], AbstractContextManager[Any]]
     statistics: RunningStatistics
+    _products: geometry.StreamingProducts = field(default_factory=geometry.StreamingProducts)
     _losses: list[float] = field(default_factory=list)
     _accuracies: list[float] = field(default_factory=list)
 
@@ -80,7 +82,11 @@ class Macrobatch:
             layers: Compute the Gramian by layer, which holds all k gradients.
 
         Returns:
-            The outcome. Parameters and `.grad` are untouched.
+            The outcome. Parameters are untouched and every `.grad` is None.
+
+        Raises:
+            UserError: If the loss returns a wrong shape, or a rule of the user's own a decision
+                that contradicts itself.
         """
         self._losses, self._accuracies = [], []
         self.statistics.begin()
@@ -94,9 +100,9 @@ class Macrobatch:
         visitor, running = Visitor(fold, self.microbatches), RunningVector()
         squares, dot = [], math.nan
         for i in range(self.microbatches):
-            gradient, square = self._gradient(batch, i, size)
+            gradient = self._gradient(batch, i, size)
+            square, dot = self._products(gradient, running.tensors) if gradient else (math.nan,) * 2
             squares.append(square)
-            dot = running.dot(gradient) if math.isfinite(square) else math.nan
             if factors := visitor.visit(square, dot):
                 running.fold(gradient, *factors)
         decision = visitor.decision()
@@ -108,9 +114,10 @@ class Macrobatch:
         return self._outcome(decision, running, visitor.norm, gramian)
 
     def _hold(self, batch: Any, size: int, rule: Weighting, fold: Fold | None) -> Outcome:
-        gradients = [self._gradient(batch, i, size)[0] for i in range(self.microbatches)]
-        gramian = self._rows(gradients).gramian()
+        gradients = [self._gradient(batch, i, size) for i in range(self.microbatches)]
+        gramian = self._gramian(gradients)
         decision = rule(gramian)
+        check_decision(decision, gramian.matrix, rule)
         running = RunningVector()
         for i in decision.accepted.nonzero().flatten().tolist():
             if fold is None:
@@ -122,7 +129,7 @@ class Macrobatch:
         if fold is not None and fold.divide and decision.step:
             running.divide(int(decision.accepted.sum()))
         weights = decision.weights[decision.accepted]
-        matrix = gramian.matrix.cpu()[decision.accepted][:, decision.accepted]
+        matrix = gramian.matrix[decision.accepted][:, decision.accepted]
         norm = math.sqrt(max(float(weights @ matrix @ weights), 0.0))
         return self._outcome(decision, running, norm, gramian)
 
@@ -132,8 +139,8 @@ class Macrobatch:
         update = running if decision.step else None
         return Outcome(decision, self._losses, self._accuracies, update, norm, gramian)
 
-    def _gradient(self, batch: Any, i: int, size: int) -> tuple[Gradient, float]:
-        """Differentiate microbatch i; give its gradient and the gradient's square."""
+    def _gradient(self, batch: Any, i: int, size: int) -> Gradient:
+        """Differentiate microbatch i; give its gradient, nothing when its loss is not finite."""
         part = pytree.tree_map(lambda leaf: leaf[i * size : (i + 1) * size], batch)
         parameters = list(self.parameters.values())
         for parameter in parameters:
@@ -142,31 +149,32 @@ class Macrobatch:
             loss, accuracy = loss_and_accuracy(self.model, self.loss, part, size)
         self._losses.append(loss.item())
         self._accuracies.append(accuracy)
-        gradient: Gradient = [None] * len(parameters)
-        square = math.nan
+        gradient: Gradient = []
         if math.isfinite(self._losses[-1]):
             check_differentiable(loss)
             loss.backward()
             # Take the gradients over instead of copying them.
             gradient = [parameter.grad for parameter in parameters]
-            square = geometry.dot_lists(gradient, gradient)
         for parameter in parameters:
             parameter.grad = None
         # Only now: the backward of BatchNorm still refers to the running statistics.
-        self.statistics.collect()
-        return gradient, square
+        self.statistics.collect(finite=bool(gradient))
+        return gradient
 
-    def _rows(self, gradients: list[Gradient]) -> GradientRows:
-        """Stack the gradients; a microbatch without one (its loss is not finite) is NaN."""
+    def _gramian(self, gradients: list[Gradient]) -> Gramian:
+        """Multiply all pairs; a microbatch without gradient (its loss is not finite) is NaN."""
         named = {}
         for j, (name, parameter) in enumerate(self.parameters.items()):
             rows = []
-            for gradient, loss in zip(gradients, self._losses, strict=True):
-                missing = 0.0 if math.isfinite(loss) else math.nan
-                row = gradient[j]
+            for gradient in gradients:
+                row = gradient[j] if gradient else None
+                missing = 0.0 if gradient else math.nan
                 rows.append(torch.full_like(parameter, missing) if row is None else row)
             named[name] = torch.stack([row.detach() for row in rows])
-        return GradientRows(named, engine="loop")
+        gramian = GradientRows(named).gramian()
+        # Decisions are taken on the CPU, wherever the gradients are.
+        layers = {name: layer.cpu() for name, layer in gramian.layers.items()}
+        return Gramian(gramian.matrix.cpu(), layers, engine="loop")
 
 
 def _pair_gramian(squares: list[float], dot: float) -> Gramian:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.optim import Optimizer
 
 from gafscope import geometry
 from gafscope.trainer.macrobatch import Outcome
@@ -12,6 +15,8 @@ from gafscope.trainer.macrobatch import Outcome
 if TYPE_CHECKING:
     from gafscope.trainer.trainer import Trainer
 
+# A rule with all its settings is shorter.
+_LONG = 300
 _DESCRIBED = (
     "microbatches",
     "batch_norm",
@@ -57,6 +62,15 @@ def scalar_row(
     }
 
 
+def current_lr(optimizer: Optimizer) -> float:
+    """Give the learning rate of the first parameter group.
+
+    Args:
+        optimizer: The optimizer; it may hold the rate as a tensor.
+    """
+    return float(optimizer.param_groups[0]["lr"])
+
+
 def describe(trainer: Trainer, steps: int) -> dict[str, Any]:
     """Describe a trainer for config.yaml.
 
@@ -65,15 +79,34 @@ def describe(trainer: Trainer, steps: int) -> dict[str, Any]:
         steps: Steps that it will make.
 
     Returns:
-        Plain settings.
+        Plain settings. They are the same in every process and however far the run is.
     """
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    settings = {name: getattr(trainer, name) for name in _DESCRIBED}
     return {
         "model": f"{type(trainer.model).__name__} ({parameters:,} parameters)",
-        "rule": repr(trainer.aggregator),
-        "gate": None if trainer.gate is None else type(trainer.gate).__name__,
-        "optimizer": type(trainer.optimizer).__name__,
-        "lr": trainer.optimizer.param_groups[0]["lr"],
-        "steps": steps,
-        **{name: getattr(trainer, name) for name in _DESCRIBED},
+        "rule": _name(trainer.aggregator),
+        "gate": None if trainer.gate is None else _name(trainer.gate),
+        "optimizer": _optimizer(trainer.optimizer),
+        "lr": trainer.base_lr,
+        "steps": int(steps),
+        **{name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()},
     }
+
+
+def _name(thing: object) -> str:
+    """Give the repr without addresses; of a long one (a yoked run's steps) the digest."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+    if len(text) <= _LONG:
+        return text
+    return f"{type(thing).__name__} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _optimizer(optimizer: Optimizer) -> str:
+    # What is off or not given is left out, so that options that a later torch adds do not matter.
+    options = {
+        name: value
+        for name, value in optimizer.defaults.items()
+        if name != "lr" and isinstance(value, (bool, int, float, str, tuple)) and value
+    }
+    return f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in options.items())})"

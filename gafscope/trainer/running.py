@@ -8,8 +8,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gafscope.geometry import dot_lists
-
 Gradient = list[Tensor | None]
 
 
@@ -23,10 +21,6 @@ class RunningVector:
 
     def __init__(self):
         self.tensors: Gradient = []
-
-    def dot(self, gradient: Gradient) -> float:
-        """Give <g, s>, 0 while s is empty."""
-        return dot_lists(gradient, self.tensors) if self.tensors else 0.0
 
     def fold(self, gradient: Gradient, keep: float, add: float) -> None:
         """Fold one gradient in.

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from gafscope.errors import UserError
+from gafscope.trainer.batches import Batches
 
 if TYPE_CHECKING:
     from gafscope.trainer.trainer import Trainer
 
 
-def capture(
-    trainer: Trainer, batches: Iterable[Any], position: Mapping[str, int]
-) -> dict[str, Any]:
+def capture(trainer: Trainer, batches: Batches, position: Mapping[str, int]) -> dict[str, Any]:
     """Collect a trainer's state for a checkpoint.
 
     Args:
         trainer: The trainer, between two steps.
-        batches: Its macrobatches; asked for their `state_dict` if they have one.
+        batches: Its macrobatches.
         position: Where the record stands.
 
     Returns:
@@ -36,17 +37,18 @@ def capture(
         "best": trainer.best.state_dict(),
         "watchdog": trainer.watchdog.state_dict(),
         "random": random_state(),
+        "batches": batches.state_dict(),
         "position": dict(position),
     }
     if trainer.scheduler is not None:
         state["scheduler"] = trainer.scheduler.state_dict()
-    get_state = getattr(batches, "state_dict", None)
-    if get_state is not None:
-        state["batches"] = get_state()
-    return state
+    # NumPy's scalars, such as a learning rate out of a grid, would not be read back safely.
+    return pytree.tree_map(
+        lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state
+    )
 
 
-def restore(trainer: Trainer, batches: Iterable[Any], state: Mapping[str, Any]) -> None:
+def restore(trainer: Trainer, batches: Batches, state: Mapping[str, Any]) -> None:
     """Put a trainer into the state of a checkpoint.
 
     Args:
@@ -55,27 +57,27 @@ def restore(trainer: Trainer, batches: Iterable[Any], state: Mapping[str, Any]) 
         state: What `capture` gave.
 
     Raises:
-        UserError: If the checkpoint is of another model or optimizer.
+        UserError: If the checkpoint is of another model, optimizer, scheduler or kind of data.
     """
     try:
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.scheduler is not None:
             trainer.scheduler.load_state_dict(state["scheduler"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        trainer.best.load_state_dict(state["best"])
+        trainer.watchdog.load_state_dict(state["watchdog"])
+        trainer.step, trainer.updates = state["step"], state["updates"]
+        trainer.changed, trainer.status = state["changed"], state["status"]
+        restore_random_state(state["random"])
+        batches.load_state_dict(state["batches"])
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"The checkpoint in {trainer.run_dir} does not fit this model, optimizer or scheduler: "
             f"{reason}. Use the settings that it was made with, or another run folder."
         ) from error
-    trainer.best.load_state_dict(state["best"])
-    trainer.watchdog.load_state_dict(state["watchdog"])
-    trainer.step, trainer.updates = state["step"], state["updates"]
-    trainer.changed, trainer.status = state["changed"], state["status"]
-    restore_random_state(state["random"])
-    set_state = getattr(batches, "load_state_dict", None)
-    if set_state is not None:
-        set_state(state["batches"])
 
 
 def random_state() -> dict[str, Any]:

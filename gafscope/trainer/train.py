@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gafscope.aggregation import GAF, Gate, HalvingGAF, Mean, RandomSkip, Weighting, Yoked
-from gafscope.data import Dataset, MicrobatchSampler, load_data
+from gafscope.data import Dataset, MicrobatchSampler, dataset_names, load_data
 from gafscope.errors import UserError, unknown_name
 from gafscope.gradients import supervised
-from gafscope.models import build_model
+from gafscope.models import build_model, model_names
 from gafscope.records import Run, load_run
 from gafscope.trainer.settings import TrainSettings
 from gafscope.trainer.trainer import Trainer
 
 # Settings that say where and how to run, not what: a run may go on with others.
-_ELSEWHERE = ("data_dir", "download", "download_url", "device", "run_dir", "progress")
+_ELSEWHERE = ("download", "download_url", "device", "run_dir", "progress")
 
 _RULES: dict[str, Callable[[TrainSettings], Weighting]] = {
     "gaf": lambda settings: GAF(settings.tau),
     "halving-gaf": lambda settings: HalvingGAF(settings.tau),
     "mean": lambda _: Mean(),
 }
+_OPTIMIZERS: dict[str, Callable[[TrainSettings, Iterable[nn.Parameter]], Optimizer]] = {
+    "sgd": lambda s, parameters: SGD(
+        parameters, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
+    ),
+    "adam": lambda s, parameters: Adam(parameters, s.lr, weight_decay=s.weight_decay),
+    "adamw": lambda s, parameters: AdamW(parameters, s.lr, weight_decay=s.weight_decay),
+    "rmsprop": lambda s, parameters: RMSprop(
+        parameters, s.lr, weight_decay=s.weight_decay, momentum=s.momentum
+    ),
+}
+_SCHEDULERS = ("none", "plateau")
+# YAML's and Python's words for values that are no text.
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def train(settings: TrainSettings, name: str = "train") -> Run:
@@ -54,7 +67,8 @@ def train(settings: TrainSettings, name: str = "train") -> Run:
 
 
 def _fit(settings: TrainSettings, name: str) -> None:
-    rule = _rule(settings)
+    _check(settings)
+    rule = _RULES[settings.rule](settings)
     gate = _gate(settings)
     device = _device(settings.device)
     dataset = load_data(
@@ -108,6 +122,26 @@ def _fit(settings: TrainSettings, name: str) -> None:
     )
 
 
+def _check(settings: TrainSettings) -> None:
+    """Refuse what can be refused before data are read, or even downloaded."""
+    names: dict[str, tuple[str, Iterable[str]]] = {
+        "rule": (settings.rule, _RULES),
+        "dataset": (settings.data, dataset_names()),
+        "model": (settings.model, model_names()),
+        "optimizer": (settings.optimizer, _OPTIMIZERS),
+        "scheduler": (settings.scheduler, _SCHEDULERS),
+    }
+    for kind, (name, choices) in names.items():
+        if name not in choices:
+            raise unknown_name(kind, name, choices)
+    if not (settings.lr > 0 and math.isfinite(settings.lr)):
+        raise UserError(f"lr, the learning rate, must be positive, but is {settings.lr}.")
+    if settings.steps < 1:
+        raise UserError(f"steps must be at least 1, but is {settings.steps}.")
+    if settings.patience < 0:
+        raise UserError(f"patience must be at least 0, but is {settings.patience}.")
+
+
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     if count is not None and count < 1:
@@ -132,6 +166,10 @@ def run_config(settings: TrainSettings) -> dict[str, Any]:
     config = {key: value for key, value in asdict(settings).items() if key not in _ELSEWHERE}
     if settings.yoked_to is not None:
         config["yoked_to"] = str(settings.yoked_to)
+    # The published data sets are the same wherever they are; a folder of images is not.
+    folder = config.pop("data_dir")
+    if settings.data == "folder" and folder is not None:
+        config["data_dir"] = str(Path(folder).resolve())
     return config
 
 
@@ -152,8 +190,8 @@ def run_folder(settings: TrainSettings) -> Path:
     return Path("runs") / f"{settings.data}-{settings.model}-{rule}-seed{settings.seed}-{digest}"
 
 
-def parse_options(options: dict[str, Any] | None) -> dict[str, Any]:
-    """Read option values as YAML does, so that 32 is a number and 3,32,32 a list of numbers.
+def parse_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Read the values of options: numbers, true, false, none, text, or a list with commas.
 
     Args:
         options: Option name -> text, or a value that is no text already.
@@ -174,22 +212,29 @@ def _parse(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if "," in value:
-        return tuple(yaml.safe_load(part) for part in value.split(",") if part)
-    return yaml.safe_load(value)
-
-
-def _rule(settings: TrainSettings) -> Weighting:
-    if settings.rule not in _RULES:
-        raise unknown_name("rule", settings.rule, _RULES)
-    return _RULES[settings.rule](settings)
+        return tuple(_parse(part.strip()) for part in value.split(",") if part.strip())
+    if value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _gate(settings: TrainSettings) -> Gate | None:
     if settings.yoked_to is not None and settings.skip_rate is not None:
         raise UserError("yoked_to and skip_rate are two controls; give one of them, not both.")
-    if settings.yoked_to is not None:
-        return Yoked(load_run(settings.yoked_to).scalars["stepped"].tolist())
-    return None if settings.skip_rate is None else RandomSkip(settings.skip_rate, settings.seed)
+    if settings.yoked_to is None:
+        return None if settings.skip_rate is None else RandomSkip(settings.skip_rate, settings.seed)
+    scalars = load_run(settings.yoked_to).scalars
+    if len(scalars) < settings.steps:
+        raise UserError(
+            f"The run in {settings.yoked_to} has {len(scalars)} steps, too few for a run of "
+            f"{settings.steps} that is yoked to it; let it finish first, or make fewer steps."
+        )
+    return Yoked(scalars["stepped"].tolist())
 
 
 def _device(name: str) -> torch.device:
@@ -221,25 +266,16 @@ def _model(settings: TrainSettings, dataset: Dataset) -> nn.Module:
 
 
 def _optimizer(settings: TrainSettings, model: nn.Module) -> Optimizer:
-    lr, decay, momentum = settings.lr, settings.weight_decay, settings.momentum
-    makers: dict[str, Callable[[], Optimizer]] = {
-        "sgd": lambda: SGD(
-            model.parameters(), lr, momentum, weight_decay=decay, nesterov=momentum > 0
-        ),
-        "adam": lambda: Adam(model.parameters(), lr, weight_decay=decay),
-        "adamw": lambda: AdamW(model.parameters(), lr, weight_decay=decay),
-        "rmsprop": lambda: RMSprop(model.parameters(), lr, weight_decay=decay, momentum=momentum),
-    }
-    if settings.optimizer not in makers:
-        raise unknown_name("optimizer", settings.optimizer, makers)
-    if not lr > 0:
-        raise UserError(f"lr, the learning rate, must be positive, but is {lr}.")
-    return makers[settings.optimizer]()
+    try:
+        return _OPTIMIZERS[settings.optimizer](settings, model.parameters())
+    except ValueError as error:
+        raise UserError(
+            f"The optimizer {settings.optimizer} refuses its settings: {error}. Correct lr, "
+            "momentum or weight_decay."
+        ) from error
 
 
 def _scheduler(settings: TrainSettings, optimizer: Optimizer) -> ReduceLROnPlateau | None:
-    if settings.scheduler not in ("none", "plateau"):
-        raise unknown_name("scheduler", settings.scheduler, ("none", "plateau"))
     if settings.scheduler == "none":
         return None
     return ReduceLROnPlateau(optimizer, mode="max", factor=0.1, patience=settings.patience)

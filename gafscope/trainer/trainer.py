@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,20 +20,21 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import _pytree as pytree
 
 from gafscope.aggregation import GAF, Gate, Mean, Weighting
-from gafscope.errors import UserError
 from gafscope.gradients import Loss
 from gafscope.gradients.problem import batch_size, trainable
 from gafscope.records import RunWriter, load_run
 from gafscope.trainer.batch_norm import RunningStatistics
+from gafscope.trainer.batches import Batches
 from gafscope.trainer.best import BestCheckpoint
-from gafscope.trainer.checkpoint import load_checkpoint, save_checkpoint
-from gafscope.trainer.checks import check_macrobatch, check_settings
+from gafscope.trainer.checks import check_macrobatch, check_plateau, check_run, check_settings
 from gafscope.trainer.evaluate import evaluate
 from gafscope.trainer.interrupt import Interrupt
 from gafscope.trainer.macrobatch import Macrobatch, Outcome
 from gafscope.trainer.progress import Progress
-from gafscope.trainer.row import describe, scalar_row
-from gafscope.trainer.state import capture, random_state, restore, restore_random_state
+from gafscope.trainer.row import current_lr, scalar_row
+from gafscope.trainer.session import Session
+from gafscope.trainer.state import random_state, restore_random_state
+from gafscope.trainer.summary import summarize
 from gafscope.trainer.watchdog import Watchdog
 
 log = logging.getLogger("gafscope")
@@ -114,13 +115,14 @@ class Trainer:
 
     def __post_init__(self):
         check_settings(self)
-        self.step = 0
-        self.updates = 0
+        self.seed, self.microbatches = int(self.seed), int(self.microbatches)
+        self.step = self.updates = 0
+        self.base_lr = current_lr(self.optimizer)
         self._parameters = trainable(self.model)
-        self._device = next(iter(self._parameters.values())).device
+        self.device = next(iter(self._parameters.values())).device
         self._statistics = RunningStatistics(self.model)
         forward: Callable[..., Any] = torch.compile(self.model) if self.compile else self.model
-        autocast = partial(torch.autocast, self._device.type, dtype=torch.bfloat16)
+        autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16)
         self._macrobatch = Macrobatch(
             model=forward,
             parameters=self._parameters,
@@ -163,30 +165,51 @@ class Trainer:
                 folder holds another run, or something cannot be written.
             KeyboardInterrupt: On Ctrl-C, after the step was completed and a checkpoint written.
         """
+        check_run(self, steps, validates=validate is not None)
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=devices))
             torch.manual_seed(self.seed)
-            writer, position = self._open(train_batches, steps, stack)
-            self.status = self._end(steps, stalled=self.status == "stalled")
+            if self._random is not None:
+                restore_random_state(self._random)
+            stack.callback(self._keep_random)
+            batches = Batches(train_batches, self.seed)
+            session = Session(self, batches, steps, stack)
+            self.status = self.ending(steps, stalled=self.status == "stalled")
             if not self.status:
-                if writer is not None:
-                    writer.rewind(position)
-                self._loop(train_batches, steps, validate, writer)
-            if writer is not None and not load_run(str(self.run_dir)).summary:
-                writer.summary(self._summary(validate, test))
-            self._random = random_state()
-        return self._history()
+                batches.wind(self.step)
+                self._loop(batches, steps, validate, session)
+            if self.run_dir is None or session.writer is None:
+                return pd.DataFrame(self._rows)
+            run = load_run(self.run_dir)
+            if not run.summary:
+                session.writer.summary(summarize(self, validate, test))
+            return run.scalars
 
-    def _loop(
-        self, train_batches: Iterable[Any], steps: int, validate: Any, writer: RunWriter | None
-    ) -> None:
+    def _keep_random(self) -> None:
+        self._random = random_state()
+
+    def ending(self, steps: int, stalled: bool) -> str:
+        """Tell how the run has ended.
+
+        Args:
+            steps: Steps in all.
+            stalled: Whether it has stalled.
+
+        Returns:
+            "stalled", "all updates made" or "finished"; nothing while it goes on.
+        """
+        if stalled and self.on_stall == "stop":
+            return "stalled"
+        if self.max_updates is not None and self.updates >= self.max_updates:
+            return "all updates made"
+        return "finished" if self.step >= steps else ""
+
+    def _loop(self, batches: Batches, steps: int, validate: Any, session: Session) -> None:
         """Train until the run has ended or is interrupted."""
-        batches = self._batches(train_batches)
         with Progress(self.progress, self.step, steps, self.name) as bar, Interrupt() as interrupt:
             while not self.status:
-                batch = next(batches)
-                row, advice = self.advance(batch, validate, writer)
+                row, advice = self.advance(next(batches), validate, session.writer)
                 bar.update(
                     loss=row["loss"],
                     accepted=row["accepted"] / self.microbatches,
@@ -195,67 +218,11 @@ class Trainer:
                 if advice:
                     with bar.aside():
                         log.warning("%s: %s", self.name, advice)
-                self.status = self._end(steps, stalled=advice is not None)
+                self.status = self.ending(steps, stalled=advice is not None)
                 if self.status or interrupt.requested or self.step % self.checkpoint_every == 0:
-                    self._save(train_batches, writer)
+                    session.save()
                 if interrupt.requested:
                     raise KeyboardInterrupt
-
-    def _end(self, steps: int, stalled: bool) -> str:
-        """Tell how the run has ended; nothing while it goes on."""
-        if stalled and self.on_stall == "stop":
-            return "stalled"
-        if self.max_updates is not None and self.updates >= self.max_updates:
-            return "all updates made"
-        return "finished" if self.step >= steps else ""
-
-    def _open(
-        self, train_batches: Iterable[Any], steps: int, stack: ExitStack
-    ) -> tuple[RunWriter | None, Mapping[str, int] | None]:
-        """Open the record, and take up its checkpoint if there is one."""
-        if self.run_dir is None:
-            if self._random is not None:
-                restore_random_state(self._random)
-            return None, None
-        folder = Path(self.run_dir)
-        config = describe(self, steps) if self.config is None else self.config
-        writer = RunWriter(folder, config, seed=self.seed, device=str(self._device))
-        stack.callback(writer.close)
-        state = load_checkpoint(folder)
-        if state is None:
-            return writer, None
-        restore(self, train_batches, state)
-        return writer, state["position"]
-
-    def _save(self, train_batches: Iterable[Any], writer: RunWriter | None) -> None:
-        if self.run_dir is not None and writer is not None:
-            save_checkpoint(Path(self.run_dir), capture(self, train_batches, writer.flush()))
-
-    def _summary(self, validate: Any, test: Any) -> dict[str, Any]:
-        """Evaluate the last weights, and the best ones by validation."""
-        numbers: dict[str, Any] = {
-            "status": self.status,
-            "steps": self.step,
-            "updates": self.updates,
-        }
-        splits = {"validation": validate, "test": test}
-        given = {name: batch for name, batch in splits.items() if batch is not None}
-        for name, batch in given.items():
-            result = evaluate(self.model, self.loss, batch)
-            numbers |= {f"{name}_{key}": value for key, value in result.items()}
-        if self.best.step >= 0:
-            numbers["best_step"] = self.best.step
-            last = self.best.restore(self.model)
-            for name, batch in given.items():
-                result = evaluate(self.model, self.loss, batch)
-                numbers |= {f"best_{name}_{key}": value for key, value in result.items()}
-            self.model.load_state_dict(last)
-        return numbers
-
-    def _history(self) -> pd.DataFrame:
-        if self.run_dir is None:
-            return pd.DataFrame(self._rows)
-        return load_run(self.run_dir).scalars
 
     def advance(
         self, batch: Any, validate: Any = None, writer: RunWriter | None = None
@@ -274,14 +241,14 @@ class Trainer:
             UserError: As in `fit`.
         """
         started = time.perf_counter()
-        batch = pytree.tree_map(lambda leaf: leaf.to(self._device, non_blocking=True), batch)
-        check_macrobatch(batch_size(batch), self.microbatches)
+        check_macrobatch(self.model, batch_size(batch), self.microbatches)
+        batch = pytree.tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), batch)
         warming_up = self.updates < self.warmup_updates
         every = self.record_layers_every
-        layers = every > 0 and self.step % every == 0 and writer is not None
+        layers = every > 0 and self.step % every == 0
         self.model.train()
         outcome = self._macrobatch.run(batch, Mean() if warming_up else self.aggregator, layers)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = current_lr(self.optimizer)
         norm, stepped = self._update(outcome)
         advice = self.watchdog.see(self.step, outcome.decision)
         row = scalar_row(self.step, outcome, stepped, norm, lr)
@@ -301,11 +268,9 @@ class Trainer:
     def _update(self, outcome: Outcome) -> tuple[float, bool]:
         """Step the optimizer if the rule and the gate say so; give the gradient's norm too."""
         decision, update = outcome.decision, outcome.update
-        opens = self.gate is None or self.gate.opens(self.step)
-        stepped = update is not None and opens
-        norm = math.nan
-        if update is not None and opens:
-            norm = outcome.norm
+        if self.gate is not None and update is not None and not self.gate.opens(self.step):
+            update = None
+        if update is not None:
             for parameter, gradient in zip(self._parameters.values(), update.tensors, strict=True):
                 parameter.grad = gradient
             if self.clip_norm is not None:
@@ -317,32 +282,19 @@ class Trainer:
                 self.scheduler.step()
             self.updates += 1
             self.changed = True
+        stepped = update is not None
         moved = decision.accepted & stepped
         if self.batch_norm == "all":
             moved = decision.finite
         self._statistics.commit(moved.nonzero().flatten().tolist())
-        return norm, stepped
+        return outcome.norm if stepped else math.nan, stepped
 
     def _validate(self, batch: Any) -> dict[str, float]:
         result = evaluate(self.model, self.loss, batch)
         self.best.see(self.step, self.model, result)
         if isinstance(self.scheduler, ReduceLROnPlateau) and self.changed:
-            self.scheduler.step(
-                result["accuracy"] if self.scheduler.mode == "max" else result["loss"]
-            )
+            metric = result["accuracy" if self.scheduler.mode == "max" else "loss"]
+            check_plateau(self.scheduler, metric)
+            self.scheduler.step(metric)
         self.changed = False
         return {f"validation_{name}": value for name, value in result.items()}
-
-    def _batches(self, train_batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield macrobatches without end, from where the run is."""
-        skip = 0 if hasattr(train_batches, "load_state_dict") else self.step
-        while True:
-            empty = True
-            for batch in train_batches:
-                empty = False
-                if skip:
-                    skip -= 1
-                else:
-                    yield batch
-            if empty:
-                raise UserError("train_batches holds no macrobatch at all; give at least one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, final
 
@@ -67,14 +68,17 @@ class Watchdog:
 
     def _advice(self, step: int) -> str:
         seen = np.asarray(self._distances, dtype=float)
-        seen = seen[np.isfinite(seen)]
         start = f"The last {STALLED_AFTER} macrobatches (to step {step}) were all rejected"
-        if not seen.size:
-            return f"{start}; no two of their micro-gradients were finite."
-        low = np.quantile(seen, 0.1)
-        quantiles = ", ".join(f"{q:.0%} {np.quantile(seen, q):.4f}" for q in _QUANTILES)
+        known = np.isfinite(seen)
+        if not known.any():
+            return f"{start}; no distance between two of their micro-gradients is known."
+        # A macrobatch is accepted as soon as one of its micro-gradients is. The last digit is
+        # rounded up, or the tau that is named would accept fewer.
+        nearest = np.where(known, seen, np.inf).min(axis=1)
+        tau = math.ceil(np.quantile(nearest[np.isfinite(nearest)], 0.1) * 1e6) / 1e6
+        quantiles = ", ".join(f"{q:.0%} {np.quantile(seen[known], q):.4f}" for q in _QUANTILES)
         return (
-            f"{start}. Distances seen: {quantiles}. tau = {low:.4f} would have accepted a tenth "
+            f"{start}. Distances seen: {quantiles}. tau = {tau:.6f} would have accepted a tenth "
             "of them. The model does not change while every step is skipped: raise tau, or "
             "average for the first updates (warmup_updates)."
         )

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from gradient_cases import batch, loss, make, plain_rows, relative
+from torch import Tensor, nn
+
+from gafscope.errors import UserError
+from gafscope.gradients import gramian, microbatch_gradients
+
+both = pytest.mark.parametrize("measure", [gramian, microbatch_gradients])
+
+
+@both
+@pytest.mark.parametrize(
+    ("n", "k", "expected"),
+    [(6, None, "vmap"), (30, 2, "vmap"), (32, 2, "loop"), (34, 2, "loop"), (8, 1, "loop")],
+)
+def test_auto_takes_vmap_for_microbatches_under_16_samples(measure, n, k, expected):
+    found = measure(make("mlp"), loss, batch("mlp", n), k)
+    assert found.engine == expected
+    assert found.notes == ()
+
+
+class Branching(nn.Module):
+    """Does one thing or another, depending on a tensor's value."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(192, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.linear(x.flatten(1))
+        return outputs if outputs.sum() > 0 else 2 * outputs
+
+
+@both
+def test_auto_turns_to_the_loop_where_vmap_cannot_follow_and_says_so(measure):
+    model, data = Branching(), batch("mlp", 6)
+    found = measure(model, loss, data, 3)
+    assert found.engine == "loop"
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("vmap cannot differentiate this model (vmap: It looks like")
+    rows = microbatch_gradients(model, loss, data, 3)
+    assert relative(rows.named, plain_rows(model, loss, data, 3)) < 1e-6
+    assert rows.gramian().notes == rows.notes
+
+
+@both
+def test_vmap_asked_for_by_name_is_an_error_there(measure):
+    with pytest.raises(UserError, match=r"engine='vmap' cannot.*Use engine='loop'") as error:
+        measure(Branching(), loss, batch("mlp", 6), 3, engine="vmap")
+    assert len(str(error.value)) < 350
+    assert isinstance(error.value.__cause__, RuntimeError)
+
+
+@both
+def test_a_mistake_in_the_model_is_shown_as_it_is(measure):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        measure(nn.Sequential(nn.Flatten(), nn.Linear(3, 5)), loss, batch("mlp", 6), 3)
+
+
+@both
+def test_an_error_without_a_message(measure):
+    class Silent(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            raise RuntimeError
+
+    model = nn.Sequential(nn.Flatten(), Silent(192, 5))
+    with pytest.raises(RuntimeError) as error:
+        measure(model, loss, batch("mlp", 6), 3)
+    assert not isinstance(error.value, UserError)
+    with pytest.raises(UserError, match=r"RuntimeError\(\)"):
+        measure(model, loss, batch("mlp", 6), 3, engine="vmap")
+
+
+@both
+@pytest.mark.parametrize("engine", ["loop", "vmap", "auto"])
+def test_a_users_own_user_error_passes(measure, engine):
+    def picky(model: nn.Module, batch: Tensor) -> Tensor:
+        raise UserError("images are too small")
+
+    with pytest.raises(UserError, match="images are too small"):
+        measure(make("mlp"), picky, batch("mlp", 6), 3, engine=engine)
+
+
+@both
+@pytest.mark.parametrize("engine", ["", "looop", "Vmap", "opacus"])
+def test_an_unknown_engine_is_an_error(measure, engine):
+    with pytest.raises(UserError, match=rf"Unknown engine '{engine}'.*loop, vmap.*auto"):
+        measure(make("mlp"), loss, batch("mlp", 6), 3, engine=engine)
+
+
+def test_operations_that_vmap_runs_row_by_row_are_right_and_cause_no_warning():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(64, 4, batch_first=True)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x.flatten(2))[0][:, -1])
+
+    model, data = Recurrent(), batch("cnn", 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = microbatch_gradients(model, loss, data, 3)
+    assert relative(rows.named, plain_rows(model, loss, data, 3)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vit", "gpt"])
+def test_attention_causes_no_warning(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gramian(make(name), loss, batch(name, 4)).engine == "vmap"
+
+
+def test_torchs_own_transformer_layer():
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    data = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    def squares(model: nn.Module, x: Tensor) -> Tensor:
+        return (model(x) - x).square().mean((1, 2))
+
+    for mode in (True, False):
+        model.train(mode)
+        expected = plain_rows(model, squares, data, 3)
+        for engine in ("loop", "vmap"):
+            rows = microbatch_gradients(model, squares, data, 3, engine=engine)
+            assert relative(rows.named, expected) < 1e-5
+
+
+def test_a_compiled_model():
+    model, data = make("mlp"), batch("mlp", 6)
+    expected = microbatch_gradients(model, loss, data, 3).flat()
+    compiled = torch.compile(model, backend="eager")
+    found = microbatch_gradients(compiled, loss, data, 3)
+    torch.testing.assert_close(found.flat(), expected)
