@@ -5,7 +5,7 @@ Everything here takes and returns plain tensors. A Gramian is the (k, k) float64
 """
 
 from gafscope.geometry.cosine import cosine_distance, mean_pairwise_distance, pair_distance
-from gafscope.geometry.products import cross_gramian, dot, dot_lists, gramian
+from gafscope.geometry.products import cross_gramian, gramian
 from gafscope.geometry.rows import blank_rows, finite_rows, zero_rows
 from gafscope.geometry.streaming import StreamingProducts
 
@@ -14,8 +14,6 @@ __all__ = [
     "blank_rows",
     "cosine_distance",
     "cross_gramian",
-    "dot",
-    "dot_lists",
     "finite_rows",
     "gramian",
     "mean_pairwise_distance",

@@ -14,8 +14,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gafscope.geometry.products import flat_pair
-
 _RUN = 256
 # Blocks that stay in the processor's cache; a GPU wants few large kernels instead.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -105,7 +103,7 @@ def _coalesced(pairs: Sequence[_Pair]) -> Iterator[_Pair]:
     """Flatten the pairs and lay the small ones end to end, by device."""
     small: dict[torch.device, list[_Pair]] = {}
     for g, s in pairs:
-        flat = flat_pair(g, g if s is None else s)
+        flat = _flat_pair(g, g if s is None else s)
         pair = flat[0], None if s is None else flat[1]
         if g.numel() > _SMALL:
             yield pair
@@ -114,3 +112,10 @@ def _coalesced(pairs: Sequence[_Pair]) -> Iterator[_Pair]:
     for group in small.values():
         running = [s for _, s in group if s is not None]
         yield torch.cat([g for g, _ in group]), torch.cat(running) if running else None
+
+
+def _flat_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Flatten both in one order, without a copy where channels-last memory allows."""
+    if a.ndim == 4 and not a.is_contiguous() and a.stride() == b.stride():
+        return a.permute(0, 2, 3, 1).reshape(-1), b.permute(0, 2, 3, 1).reshape(-1)
+    return a.reshape(-1), b.reshape(-1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from gafscope.geometry import cosine_distance, cross_gramian, dot, dot_lists, gramian
+from gafscope.geometry import cosine_distance, cross_gramian, gramian
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,10 +31,6 @@ def exact_distance(a: Tensor, b: Tensor) -> float:
     return float(1 - exact_dot(a, b) / norms)
 
 
-def distance_by_dots(a: Tensor, b: Tensor) -> float:
-    return float(1 - dot(a, b) / dot(a, a).sqrt() / dot(b, b).sqrt())
-
-
 @pytest.mark.parametrize("n", [500, 30_000, 1_048_577, 5_000_000])
 @pytest.mark.parametrize("k", [2, 16])
 def test_distances_of_a_millionth_are_right_to_one_percent_in_float32(k, n):
@@ -47,10 +43,6 @@ def test_distances_of_a_millionth_are_right_to_one_percent_in_float32(k, n):
             assert distance[i, j] == pytest.approx(exact_distance(rows[i], rows[j]), rel=0.01)
     expected = exact_distance(rows[0], rows[1])
     assert 1e-7 < expected < 1e-5
-    assert distance_by_dots(rows[0], rows[1]) == pytest.approx(expected, rel=0.01)
-    listed = [list(row.split(n // 3)) for row in rows[:2]]
-    ab, aa, bb = (dot_lists(listed[i], listed[j]) for i, j in [(0, 1), (0, 0), (1, 1)])
-    assert 1 - ab / (aa * bb) ** 0.5 == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("value", [0.3, 0.1, 0.7])
@@ -61,17 +53,16 @@ def test_rounding_errors_that_do_not_average_out_do_no_harm(value):
     rows[1, 1::2] *= 1 - 1.4e-3
     expected = exact_distance(rows[0], rows[1])
     assert cosine_distance(gramian(rows))[0, 1] == pytest.approx(expected, rel=0.01)
-    assert distance_by_dots(rows[0], rows[1]) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_a_reduced_matmul_precision_changes_nothing(precision):
     rows = close_rows(8, 1_100_000)
-    expected = gramian(rows), cross_gramian(rows[:3], rows[3:]), dot(rows[0], rows[1])
+    expected = gramian(rows), cross_gramian(rows[:3], rows[3:])
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        found = gramian(rows), cross_gramian(rows[:3], rows[3:]), dot(rows[0], rows[1])
+        found = gramian(rows), cross_gramian(rows[:3], rows[3:])
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
@@ -81,11 +72,9 @@ def test_a_reduced_matmul_precision_changes_nothing(precision):
 @pytest.mark.parametrize("n", [100, 1_100_000])
 def test_autocast_changes_nothing(n):
     rows = close_rows(3, n)
-    expected = gramian(rows), cross_gramian(rows[:1], rows[1:]), dot(rows[0], rows[1])
-    listed = dot_lists([rows[0]], [rows[1]])
+    expected = gramian(rows), cross_gramian(rows[:1], rows[1:])
     with torch.autocast("cpu", torch.bfloat16):
-        found = gramian(rows), cross_gramian(rows[:1], rows[1:]), dot(rows[0], rows[1])
-        assert dot_lists([rows[0]], [rows[1]]) == listed
+        found = gramian(rows), cross_gramian(rows[:1], rows[1:])
         assert torch.equal(cosine_distance(found[0]), cosine_distance(expected[0]))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
@@ -98,9 +87,7 @@ def test_products_equal_float64_ones(dtype, n):
     tight = {"rtol": 1e-12, "atol": 1e-9}
     np.testing.assert_allclose(gramian(rows).numpy(), a @ a.T, **tight)
     np.testing.assert_allclose(cross_gramian(rows, others).numpy(), a @ b.T, **tight)
-    np.testing.assert_allclose(dot(rows[0], others[0]).numpy(), a[0] @ b[0], **tight)
-    np.testing.assert_allclose(dot_lists([rows[0]], [others[0]]), a[0] @ b[0], **tight)
-    for result in (gramian(rows), cross_gramian(rows, others), dot(rows[0], others[0])):
+    for result in (gramian(rows), cross_gramian(rows, others)):
         assert result.dtype == torch.float64
 
 
@@ -110,7 +97,6 @@ def test_gramian_is_exactly_symmetric_and_carries_no_graph():
     assert torch.equal(matrix, matrix.T)
     assert not matrix.requires_grad
     assert not cross_gramian(rows, rows[:2]).requires_grad
-    assert not dot(rows[0], rows[1]).requires_grad
 
 
 @pytest.mark.parametrize("n", [1000, 1_200_000])
@@ -120,8 +106,6 @@ def test_tiny_and_huge_rows_keep_their_products(n, scale):
     rows[2] = rows[0] * scale
     a = rows.double().numpy()
     np.testing.assert_allclose(gramian(rows).numpy(), a @ a.T, rtol=1e-9)
-    for i in range(3):
-        assert float(dot(rows[2], rows[i])) == pytest.approx(a[2] @ a[i], rel=1e-9)
     distance = cosine_distance(gramian(rows))
     assert distance[0, 2] == pytest.approx(exact_distance(rows[0], rows[2]), abs=1e-9)
     assert distance[0, 1] == pytest.approx(exact_distance(rows[0], rows[1]), rel=0.01)
@@ -139,57 +123,23 @@ def test_a_bad_row_gives_nan_in_its_row_and_column_and_nowhere_else(n, bad):
     assert matrix[3].isnan().all()
     assert matrix[:, 3].isnan().all()
     assert torch.equal(matrix[others][:, others], clean[others][:, others])
-    assert not dot(rows[3], rows[1]).isfinite()
-    assert torch.equal(dot(rows[2], rows[1]), dot(rows[2].clone(), rows[1].clone()))
     cross = cross_gramian(rows[:2], rows[2:])
     torch.testing.assert_close(cross[:, [0, 2]], clean[:2][:, [2, 4]])
 
 
-def test_memory_format_does_not_matter():
-    a, b = random(6, 5, 9, 7), random(6, 5, 9, 7, seed=1)
-    expected = float((a.double() * b.double()).sum())
-    last_a, last_b = (x.to(memory_format=torch.channels_last) for x in (a, b))
-    odd_a, odd_b = (x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0) for x in (a, b))
-    for x, y in [(a, b), (last_a, last_b), (last_a, b), (a, last_b), (odd_a, odd_b), (odd_a, b)]:
-        assert float(dot(x, y)) == pytest.approx(expected, rel=1e-12)
-        assert dot_lists([x, None], [y, a]) == pytest.approx(expected, rel=1e-12)
+def test_strides_do_not_matter():
     rows = random(40, 6).T
     np.testing.assert_allclose(gramian(rows), rows.double() @ rows.double().T, rtol=1e-12)
     np.testing.assert_allclose(gramian(rows[::2, ::3]), gramian(rows[::2, ::3].clone()))
 
 
-def test_dot_lists_adds_all_parameters_and_reads_none_as_zeros():
-    shapes = [(3,), (), (600, 500), (0,), (2, 2, 3, 3), (700, 600)]
-    a = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
-    b = [random(*shape, seed=9 + i) for i, shape in enumerate(shapes)]
-    parts = [float(x.double().flatten() @ y.double().flatten()) for x, y in zip(a, b, strict=True)]
-    assert dot_lists(a, b) == pytest.approx(sum(parts), rel=1e-12)
-    assert dot_lists([None, *a[1:]], b) == pytest.approx(sum(parts[1:]), rel=1e-12)
-    assert dot_lists(a, [*b[:5], None]) == pytest.approx(sum(parts[:5]), rel=1e-12)
-    assert dot_lists([], []) == dot_lists([None], [None]) == 0.0
-
-
-def test_dot_lists_takes_parameters_of_several_types():
-    types = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-    a = [random(50, seed=i, dtype=dtype) for i, dtype in enumerate(types)]
-    b = [random(50, seed=9 + i, dtype=dtype) for i, dtype in enumerate(types)]
-    expected = sum(float(x.double() @ y.double()) for x, y in zip(a, b, strict=True))
-    assert dot_lists(a, b) == pytest.approx(expected, rel=1e-12)
-
-
-def test_lists_of_unequal_length_are_an_error():
-    with pytest.raises(ValueError, match="zip"):
-        dot_lists([torch.ones(2)], [torch.ones(2), torch.ones(2)])
-
-
 def test_empty_rows_have_no_product():
     assert torch.equal(gramian(torch.zeros(3, 0)), torch.zeros(3, 3, dtype=torch.float64))
-    assert dot(torch.zeros(0), torch.zeros(0)) == 0
 
 
 def test_shapes_are_checked_in_tests():
     with pytest.raises(TypeCheckError):
-        dot(torch.ones(2), torch.ones(3))
+        cross_gramian(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(TypeCheckError):
         gramian(torch.ones(2, 3, 4))
     with pytest.raises(TypeCheckError):

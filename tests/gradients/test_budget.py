@@ -182,6 +182,22 @@ def test_dropout_under_a_budget_is_consistent_with_vmap():
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_infinite_products_are_nan_in_blocks_too(engine):
+    # The gradient is the input itself, so that row 5 is infinite and its products are as well.
+    model, data = nn.Linear(200, 1, bias=False), torch.rand(9, 200) + 1
+    data[5] = torch.inf
+
+    def outputs(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).squeeze(1)
+
+    whole = gramian(model, outputs, data, engine=engine).matrix
+    parts = gramian(model, outputs, data, engine=engine, memory_budget=7 * 800).matrix
+    assert whole[5].isnan().all()
+    assert whole[:, 5].isnan().all()
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_rows_that_are_not_finite_look_alike_in_blocks_and_in_the_whole(engine, bad):
     model, data = make("mlp", torch.float64), batch("mlp", 2 * K, torch.float64)
