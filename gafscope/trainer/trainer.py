@@ -10,9 +10,8 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -36,6 +35,9 @@ from gafscope.trainer.session import Session
 from gafscope.trainer.state import random_state, restore_random_state
 from gafscope.trainer.summary import summarize
 from gafscope.trainer.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger("gafscope")
 
@@ -180,6 +182,8 @@ class Trainer:
                 batches.wind(self.step)
                 self._loop(batches, steps, validate, session)
             if self.run_dir is None or session.writer is None:
+                import pandas as pd
+
                 return pd.DataFrame(self._rows)
             run = load_run(self.run_dir)
             if not run.summary:

@@ -46,7 +46,7 @@ def test_reading_leaves_no_global_behind_and_removes_none(tmp_path: Path, layout
     with torch.serialization.safe_globals([np.ndarray]):
         read_cifar_human(find_place(tmp_path), layout)
         assert set(torch.serialization.get_safe_globals()) == {*before, np.ndarray}
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 def test_labels_of_other_images_are_refused(tmp_path: Path, layout: HumanLayout):

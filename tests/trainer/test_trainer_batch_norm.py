@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from trainer_parts import (
     CLASSES,
     FEATURES,
+    LOSS,
+    MARK,
+    infinite_gradient,
     macrobatches,
     network,
     same,
@@ -126,13 +129,18 @@ def test_all_moves_them_at_rejected_steps_too():
 
 
 def test_all_leaves_out_what_is_not_finite():
-    model = network(norm=True)
-    trainer = trainer_of(model, aggregator=GAF(2.0), microbatches=3, batch_norm="all")
-    (inputs, targets) = macrobatches(1, 3)[0]
-    expected = native(model, (inputs, targets), 3, [0, 2])
-    inputs[10, 0] = float("nan")
-    trainer.advance((inputs, targets))
-    assert_statistics(buffers(model), expected)
+    """Also a microbatch of which only the gradient is infinite."""
+    for loss in (LOSS, infinite_gradient):
+        model = network(norm=True)
+        trainer = trainer_of(
+            model, loss=loss, aggregator=GAF(2.0), microbatches=3, batch_norm="all"
+        )
+        inputs, targets = macrobatches(1, 3)[0]
+        expected = native(model, (inputs, targets), 3, [0, 2])
+        inputs[10, 0] = MARK if loss is infinite_gradient else float("nan")
+        row, _ = trainer.advance((inputs, targets))
+        assert row["not_finite"] == [1]
+        assert_statistics(buffers(model), expected)
 
 
 def test_accepted_and_all_give_the_same_weights():

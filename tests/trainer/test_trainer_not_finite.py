@@ -6,30 +6,21 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
-from trainer_parts import LOSS, flat, macrobatches, network, same, trainer_of
+from torch import nn
+from trainer_parts import (
+    LOSS,
+    MARK,
+    flat,
+    infinite_gradient,
+    macrobatches,
+    network,
+    same,
+    trainer_of,
+)
 
 from gafscope.aggregation import GAF, HalvingGAF, Mean
 from gafscope.errors import UserError
 from gafscope.records import load_run
-
-
-class InfiniteGradient(torch.autograd.Function):
-    """The identity with an infinite derivative where the input says so."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor, spoilt: Tensor) -> Tensor:
-        ctx.save_for_backward(spoilt)
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (spoilt,) = ctx.saved_tensors
-        return torch.where(spoilt[:, None], math.inf, gradient), None
-
-
-# A sample is spoilt by its first feature; the losses below look for this mark.
-MARK = 1234.0
 
 
 def nan_loss(model, batch):
@@ -38,13 +29,6 @@ def nan_loss(model, batch):
 
 def infinite_loss(model, batch):
     return torch.where(batch[0][:, 0] == MARK, math.inf, LOSS(model, batch))
-
-
-def infinite_gradient(model, batch):
-    inputs, targets = batch
-    spoilt = inputs[:, 0] == MARK
-    inputs = torch.where(spoilt[:, None], 0.0, inputs)
-    return LOSS(lambda x: InfiniteGradient.apply(model(x), spoilt), (inputs, targets))
 
 
 WAYS = {

@@ -42,6 +42,7 @@ def test_rejected_step_changes_nothing(optimizer, k, every, rule):
     for _ in range(3):
         row, _ = trainer.advance(agreeing(k))
         assert row["stepped"] and row["accepted"] == k
+        assert all(p.grad is None for p in model.parameters())
     before = snapshot(trainer)
     for batch in macrobatches(5, k):
         row, _ = trainer.advance(batch)

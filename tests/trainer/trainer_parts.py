@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,3 +124,28 @@ def assign_gradient(model: nn.Module, vector: Tensor) -> None:
     parts = vector.split([p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter).clone()
+
+
+class InfiniteGradient(torch.autograd.Function):
+    """The identity with an infinite derivative where the input says so."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, spoilt: Tensor) -> Tensor:
+        ctx.save_for_backward(spoilt)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (spoilt,) = ctx.saved_tensors
+        return torch.where(spoilt[:, None], math.inf, gradient), None
+
+
+# A sample is spoilt by its first feature; the losses below look for this mark.
+MARK = 1234.0
+
+
+def infinite_gradient(model, batch):
+    inputs, targets = batch
+    spoilt = inputs[:, 0] == MARK
+    inputs = torch.where(spoilt[:, None], 0.0, inputs)
+    return LOSS(lambda x: InfiniteGradient.apply(model(x), spoilt), (inputs, targets))
