@@ -17,7 +17,7 @@ def test_it_counts_on_and_shows_smoothed_numbers_but_no_nan(monkeypatch):
             monkeypatch.setattr(progress, "_next", 0.0)
             progress.update(loss=loss, distance=math.nan)
         bar = progress._bar
-        assert (bar.n, bar.total, bar.desc) == (5, 10, "run: ")
+        assert (bar.n, bar.total, bar.desc) == (5, 10, "run")
         assert bar.postfix == "loss=1.050"
 
 
