@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gafscope import __version__
+from gafscope.cli.memory import keep_memory
 from gafscope.errors import UserError, unknown_name
 
 _HELP = """\
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    keep_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         return _dispatch(words)
