@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, final
@@ -44,6 +45,16 @@ class Problem:
     def microbatches(self, start: int, stop: int) -> Any:
         """Give microbatches start..stop-1, a pytree of tensors (stop - start, u, ...)."""
         return pytree.tree_map(lambda leaf: leaf[start:stop], self.batch)
+
+    def samples(self, indices: Iterable[int]) -> Any:
+        """Give single samples, counted over all microbatches, a pytree of tensors (n, ...)."""
+        index = list(indices)
+        return pytree.tree_map(lambda leaf: leaf.flatten(0, 1)[index].detach(), self.batch)
+
+    @property
+    def flat(self) -> Any:
+        """All samples, a pytree of tensors (k * u, ...)."""
+        return pytree.tree_map(lambda leaf: leaf.flatten(0, 1).detach(), self.batch)
 
     @property
     def row_bytes(self) -> int:

@@ -1,0 +1,152 @@
+"""One forward and one backward pass that see every use of a parameter.
+
+Hooks on the outputs of such calls receive the gradients; the backward pass is asked for the
+gradients of the first such outputs only, so that no weight gradient is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from gafscope.gradients.ghost.calls import HANDLERS, Maker, Use, maker_of
+from gafscope.gradients.ghost.ledger import Ledger
+from gafscope.gradients.ghost.places import Unsupported
+from gafscope.gradients.ghost.plan import Call, call_name
+from gafscope.gradients.ghost.trace import CallTrace, differentiable, tensors_in
+from gafscope.gradients.isolation import kept_buffers
+from gafscope.gradients.loss import check_differentiable, mean_loss
+from gafscope.gradients.problem import Problem
+
+
+class PathChanged(Unsupported):
+    """The forward pass made other calls than the plan says."""
+
+
+@final
+class Pass(CallTrace):
+    """A forward pass whose backward enters every contribution into a ledger.
+
+    Args:
+        problem: The measurement.
+        calls: The plan.
+        n: Number of samples.
+        ledger: Where contributions go.
+    """
+
+    def __init__(self, problem: Problem, calls: tuple[Call, ...], n: int, k: int, ledger: Ledger):
+        super().__init__(problem.parameters)
+        self._problem, self._calls, self._n, self._k = problem, calls, n, k
+        self._ledger = ledger
+        self._position = 0
+        self._listening = False
+        self._makers: dict[int, tuple[Maker, list[Tensor | None], int]] = {}
+        self._sources: list[GradientEdge] = []
+        self.outputs: list[tuple[Call, int, GradientEdge]] = []
+
+    def forward(self, batch: Any) -> Tensor:
+        """Run the forward pass.
+
+        Args:
+            batch: A pytree of tensors with n samples.
+
+        Returns:
+            The losses, (n,).
+
+        Raises:
+            PathChanged: If the model made other calls than planned.
+            Unsupported: If the loss returns no loss for each sample.
+        """
+        with kept_buffers(self._problem.model), self:
+            losses = self._problem.loss(self._problem.model, batch)
+        mean = mean_loss(losses, self._n)
+        check_differentiable(mean)
+        if not losses.ndim:
+            raise Unsupported("the loss returns a mean instead of one number a sample")
+        if self._position != len(self._calls):
+            raise PathChanged("the model makes other calls than for the first samples")
+        return losses
+
+    def backward(self, losses: Tensor, keep_graph: bool = False) -> None:
+        """Run the backward pass.
+
+        Args:
+            losses: As `forward` gave them.
+            keep_graph: Whether another backward pass will follow.
+        """
+        self._listening = True
+        total = losses.sum() / (self._n // self._k)
+        if self._sources:
+            torch.autograd.grad(total, self._sources, allow_unused=True, retain_graph=keep_graph)
+        for index in list(self._makers):
+            self._finish(index)
+
+    def release(self) -> None:
+        """Let go of the graph: its hooks refer to this object."""
+        self._sources.clear()
+        self._makers.clear()
+        self.outputs.clear()
+        self.tracked.clear()
+
+    def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Make a call and watch its outputs."""
+        given = tensors_in((args, kwargs))
+        keys = tuple(self.tracked.get(id(tensor), (None,))[0] for tensor in given)
+        name = call_name(func)
+        before = args
+        if _writes(name) and name not in HANDLERS and isinstance(args[0], Tensor):
+            before = (args[0].detach().clone(), *args[1:])
+        fed = any(t.requires_grad for t, key in zip(given, keys, strict=True) if key is None)
+        result = func(*args, **kwargs)
+        outputs = differentiable(result)
+        if not outputs:
+            return result
+        call = self._next(name, keys, len(outputs))
+        if call.derives:
+            for key, tensor in zip(call.made, outputs, strict=True):
+                self.tracked[id(tensor)] = (key, tensor)
+                self._ledger.derive(key, tensor)
+            return result
+        use = Use(call, func, before, kwargs, result, outputs, self._n, self._k)
+        index = self._position
+        self._makers[index] = (maker_of(use), [None] * len(outputs), len(outputs))
+        use.release()
+        for j, output in enumerate(outputs):
+            edge = get_gradient_edge(output)
+            self.outputs.append((call, j, edge))
+            if not fed:
+                self._sources.append(edge)
+            output.register_hook(partial(self._arrived, index, j))
+        return result
+
+    def _next(self, name: str, keys: tuple[str | None, ...], outputs: int) -> Call:
+        if self._position < len(self._calls):
+            call = self._calls[self._position]
+            self._position += 1
+            if (name, keys, outputs) == (call.name, call.keys, len(call.outputs)):
+                return call
+        raise PathChanged("the model makes other calls than for the first samples")
+
+    def _arrived(self, index: int, output: int, gradient: Tensor) -> None:
+        if not self._listening:
+            return
+        maker, gradients, missing = self._makers[index]
+        gradients[output] = gradient.detach()
+        self._makers[index] = (maker, gradients, missing - 1)
+        if missing == 1:
+            self._finish(index)
+
+    def _finish(self, index: int) -> None:
+        maker, gradients, _ = self._makers.pop(index)
+        for key, piece in maker(gradients):
+            self._ledger.add(key, piece)
+
+
+def _writes(name: str) -> bool:
+    """Tell whether a function writes to its first argument."""
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
