@@ -5,7 +5,17 @@ GAF decide on it which of them to follow; the trainer and its controls check wha
 """
 
 from gafscope import data, models
-from gafscope.aggregation import GAF, Decision, HalvingGAF, Mean, RandomSkip, Weighting, Yoked
+from gafscope.aggregation import (
+    GAF,
+    Decision,
+    HalvingGAF,
+    Mean,
+    PerSampleStep,
+    RandomSkip,
+    Weighting,
+    Yoked,
+    per_sample_step,
+)
 from gafscope.errors import UserError
 from gafscope.geometry import cosine_distance
 from gafscope.gradients import GradientRows, Gramian, gramian, microbatch_gradients, supervised
@@ -21,6 +31,7 @@ __all__ = [
     "Gramian",
     "HalvingGAF",
     "Mean",
+    "PerSampleStep",
     "RandomSkip",
     "Run",
     "TrainSettings",
@@ -34,6 +45,7 @@ __all__ = [
     "load_run",
     "microbatch_gradients",
     "models",
+    "per_sample_step",
     "supervised",
     "train",
 ]

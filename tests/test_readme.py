@@ -15,7 +15,7 @@ def code_blocks() -> list[str]:
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    see, train = code_blocks()
+    see, train, own_loop = code_blocks()
     names: dict = {}
     exec(see, names)
     assert "Decision(" in capsys.readouterr().out
@@ -24,6 +24,10 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     names["validation_batch"] = names["batch"]
     exec(train.replace("steps=1000", "steps=5"), names)
     assert len(names["history"]) == 5
+    before = [parameter.detach().clone() for parameter in names["model"].parameters()]
+    exec(own_loop, names)
+    after = names["model"].parameters()
+    assert not all(map(names["torch"].equal, before, after))
 
 
 def test_ci_runs_the_test_command_word_for_word():

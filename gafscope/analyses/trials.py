@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from gafscope.records import Run
+from gafscope.records.acceptance import accepted_fraction
 from gafscope.trainer import TrainSettings, train
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
                 "train_accuracy": scalars["accuracy"].rolling(SMOOTH, min_periods=1).mean(),
                 "distance": scalars["distance_mean"],
                 "rolling_distance": scalars["distance_mean"].rolling(SMOOTH, min_periods=1).mean(),
-                "accepted": scalars["accepted"] / trial.settings.microbatches,
+                "accepted": accepted_fraction(scalars, run.config),
                 "updates": scalars["stepped"].cumsum(),
                 "tau": float("nan") if trial.settings.rule == "mean" else trial.settings.tau,
                 "validation_accuracy": scalars.get("validation_accuracy"),
@@ -118,7 +119,7 @@ def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
             "test_accuracy": run.summary["test_accuracy"],
             "best_test_accuracy": run.summary.get("best_test_accuracy"),
             "updates": run.summary["updates"],
-            "accepted": run.scalars["accepted"].mean() / trial.settings.microbatches,
+            "accepted": accepted_fraction(run.scalars, run.config).mean(),
             "distance": run.scalars["distance_mean"].tail(SMOOTH).mean(),
         }
         for trial, run in zip(trials, runs, strict=True)

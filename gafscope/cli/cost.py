@@ -2,39 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from gafscope.analyses.cost_peers import missing_peers
+from gafscope.analyses.engine_cost import EngineCostSettings, measure_engine_cost
+from gafscope.analyses.growth_cost import GrowthCostSettings, growth_slopes, measure_growth_cost
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
 from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
 from gafscope.errors import unknown_name
+from gafscope.plots import save_figure
+from gafscope.plots.costs import plot_engine_cost, plot_growth_cost
 from gafscope.records import atomic_write
 
-_WHAT = ("step",)
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MEGABYTE = 1e6
+_ENGINE_COLUMNS = ["n", "k", "u", "method", "ratio", "ratio_low", "ratio_high", "floor"]
 
 
 def run_cost(arguments: Sequence[str]) -> None:
-    """Measure costs, print the table and write it.
+    """Measure costs, print the tables and write them, with figures.
 
     Args:
-        arguments: What follows `cost`; `--what step` is what is measured.
+        arguments: What follows `cost`; `--what engines`, the default, `growth` or `step` is what
+            is measured.
 
     Raises:
         UserError: If a setting is wrong.
     """
     rest, what = take("--what", list(arguments))
-    if what not in (None, *_WHAT):
-        raise unknown_name("cost", str(what), _WHAT)
-    settings = read_settings("cost", {"default": StepCostSettings()}, rest)
+    what = "engines" if what is None else what
+    if what not in _RUNS:
+        raise unknown_name("cost", what, _RUNS)
+    defaults, run = _RUNS[what]
+    run(read_settings(f"cost --what {what}", {"default": defaults}, rest))
+
+
+def _run_engines(settings: EngineCostSettings) -> None:
+    path = _path(settings.output, "engines", settings.device)
+    # A table after every network and size: hours of measuring are not lost to the last one.
+    table = measure_engine_cost(settings, keep=lambda so_far: _write(so_far, path))
+    written = [path, *_save(plot_engine_cost(table), path)]
+    for model, part in table.groupby("model", sort=False):
+        print(f"\n{model}, {part['parameters'].iloc[0]:,} parameters")
+        part = part[part["method"] != part["base"]]
+        shown = part[_ENGINE_COLUMNS].assign(
+            memory_MB=part["memory"] / _MEGABYTE, memory_ratio=part["memory_ratio"]
+        )
+        print_table(shown.astype({"ratio": float, "floor": float}))
+        _print_notes(part)
+    print_text(
+        "Ratios are medians over the turns, with quartiles in brackets, to one plain forward and "
+        "backward of the same samples in one batch; those of the GAF step are to an averaging "
+        "step. Memory is the peak beyond what was there before, its ratio likewise. The floor "
+        "counts multiply-adds."
+    )
+    missing = missing_peers(settings.peers)
+    if missing:
+        print_text(f"Not installed, so not measured: {', '.join(missing)} (see --help).")
+    _print_paths(written)
+
+
+def _run_growth(settings: GrowthCostSettings) -> None:
+    path = _path(settings.output, "growth", settings.device)
+    table = measure_growth_cost(settings)
+    slopes = growth_slopes(table)
+    _write(table, path)
+    slopes_path = path.with_stem(path.stem.replace("growth", "growth-slopes"))
+    _write(slopes, slopes_path)
+    written = [path, slopes_path, *_save(plot_growth_cost(table, slopes), path)]
+    print(f"\n{settings.model}")
+    print_table(slopes)
+    _print_notes(table)
+    print_text(
+        "Slopes of log time over log size by least squares, with 95% intervals: 1 is "
+        "proportional, 2 quadratic. Methods timed at fewer than 3 sizes have none."
+    )
+    _print_paths(written)
+
+
+def _run_step(settings: StepCostSettings) -> None:
     table = measure_step_cost(settings)
     path = Path(settings.output) / "step.csv"
-    make_folder(path.parent)
-    with atomic_write(path) as file:
-        file.write(table.to_csv(index=False).encode())
+    _write(table, path)
     print_table(table)
     print_text(
         "Ratios are medians over the turns, with quartiles in brackets; 'ratio' is to a plain "
         "PyTorch loop that averages, 'ratio to mean' to this trainer's own averaging."
     )
     print(f"\nTable: {path}")
+
+
+_RUNS: Mapping[str, tuple[Any, Callable[[Any], None]]] = {
+    "engines": (EngineCostSettings(), _run_engines),
+    "growth": (GrowthCostSettings(), _run_growth),
+    "step": (StepCostSettings(), _run_step),
+}
+
+
+def _path(folder: str, name: str, device: str) -> Path:
+    """Name the table; one of a GPU does not overwrite the CPU's."""
+    return Path(folder) / (f"{name}.csv" if device == "cpu" else f"{name}-cuda.csv")
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    make_folder(path.parent)
+    with atomic_write(path) as file:
+        file.write(table.to_csv(index=False).encode())
+
+
+def _save(figures: Mapping[str, Any], table: Path) -> list[Path]:
+    suffix = "-cuda" if table.stem.endswith("-cuda") else ""
+    folder = table.parent / "figures"
+    return [p for name, f in figures.items() for p in save_figure(f, folder, name + suffix)]
+
+
+def _print_notes(table: pd.DataFrame) -> None:
+    """Print each note once, with the sizes that it holds for."""
+    noted = table[table["note"] != ""]
+    for (method, note), part in noted.groupby(["method", "note"], sort=False):
+        sizes = dict.fromkeys(f"n={n} k={k}" for n, k in zip(part["n"], part["k"], strict=True))
+        print(f"  {method} ({', '.join(sizes)}): {note}")
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    print("\nTables and figures:")
+    for path in paths:
+        print(f"  {path}")

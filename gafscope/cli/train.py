@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gafscope.cli.settings import read_settings
 from gafscope.plots import save_figure
 from gafscope.records import Run
+from gafscope.records.acceptance import accepted_fraction
 from gafscope.trainer import TrainSettings, train
 
 PRESETS = {
@@ -51,13 +52,13 @@ def _print_run(run: Run) -> None:
     summary, scalars = run.summary, run.scalars
     last = scalars.tail(100)
     span = f"last {len(last)} steps"
-    k = run.config["microbatches"]
+    unit = "samples" if run.config["microbatches"] == "samples" else "microbatches"
     rows = [
         ("ended", summary["status"]),
         ("steps", f"{summary['steps']:,}"),
         ("updates", f"{summary['updates']:,} ({summary['updates'] / summary['steps']:.1%})"),
-        ("microbatches accepted", f"{scalars['accepted'].mean() / k:.1%}"),
-        ("microbatches not finite", f"{scalars['not_finite'].map(len).sum():,}"),
+        (f"{unit} accepted", f"{accepted_fraction(scalars, run.config).mean():.1%}"),
+        (f"{unit} not finite", f"{scalars['not_finite'].map(len).sum():,}"),
         (f"train loss, {span}", _number(last["loss"].mean(), ".4f")),
         (f"train accuracy, {span}", _number(last["accuracy"].mean(), ".1%")),
         (f"cosine distance, {span}", _number(last["distance_mean"].mean(), ".4f")),

@@ -1,10 +1,15 @@
-"""The two public measurements, gradient rows and Gramian, and the choice of the engine."""
+"""The two public measurements, gradient rows and Gramian, and the choice of the engine.
+
+`run_engine`, `compute_rows` and `measure` serve the weighted gradient (`weighted.py`) as well.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +24,12 @@ from gafscope.gradients.problem import Problem, make_problem
 from gafscope.gradients.types import GradientRows, Gramian, flat_rows, sum_of_layers
 from gafscope.gradients.vmap import vmap_rows
 
-_Rows = dict[str, Tensor]
-_ENGINES: dict[str, Callable[[Problem, int, int], _Rows]] = {"loop": loop_rows, "vmap": vmap_rows}
+T = TypeVar("T")
+Rows = dict[str, Tensor]
+_ENGINES: dict[str, Callable[[Problem, int, int], tuple[Rows, Tensor]]] = {
+    "loop": loop_rows,
+    "vmap": vmap_rows,
+}
 # From this many samples on, one microbatch keeps the processor busy and vmap only adds overhead.
 _LOOP_FROM = 16
 
@@ -68,10 +77,10 @@ def microbatch_gradients(
     """
     problem = make_problem(model, loss, batch, microbatches, seed)
 
-    def work(name: str, sizes: Plan) -> _Rows:
-        return _rows(problem, name, sizes.chunk, 0, problem.k)
+    def work(name: str, sizes: Plan) -> Rows:
+        return compute_rows(problem, name, sizes.chunk, 0, problem.k)[0]
 
-    named, used, notes = _run(problem, engine, memory_budget, True, work)
+    named, used, notes = run_engine(problem, engine, memory_budget, True, work)
     return GradientRows(named=named, engine=used, notes=notes)
 
 
@@ -112,21 +121,53 @@ def gramian(
     """
     problem = make_problem(model, loss, batch, microbatches, seed)
 
-    def work(name: str, sizes: Plan) -> _Rows:
-        return _layer_gramians(problem, name, sizes)
+    def work(name: str, sizes: Plan) -> Rows:
+        return measure(problem, name, sizes).layers
 
-    matrices, used, notes = _run(problem, engine, memory_budget, False, work)
+    matrices, used, notes = run_engine(problem, engine, memory_budget, False, work)
     return Gramian(sum_of_layers(matrices), matrices if layers else {}, used, notes)
 
 
-def _run(
+@final
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one pass over all microbatches gave.
+
+    Attributes:
+        layers: Parameter name -> (k, k) float64 Gramian.
+        losses: (k,), the mean losses.
+        combine: (k,) weights -> parameter name -> `sum_i w_i g_i`, without the rows of weight 0.
+            From the rows where all are held, else from a second pass; call it in `untouched`.
+    """
+
+    layers: Rows
+    losses: Tensor
+    combine: Callable[[Tensor], Rows]
+
+
+def run_engine(
     problem: Problem,
     engine: str,
     memory_budget: int | None,
     whole: bool,
-    work: Callable[[str, Plan], _Rows],
-) -> tuple[_Rows, str, tuple[str, ...]]:
-    """Do the work with the wished engine; "auto" turns to the loop where vmap fails."""
+    work: Callable[[str, Plan], T],
+) -> tuple[T, str, tuple[str, ...]]:
+    """Do the work with the wished engine; "auto" turns to the loop where vmap fails.
+
+    Args:
+        problem: The measurement.
+        engine: "loop", "vmap" or "auto".
+        memory_budget: Bytes; None for no limit.
+        whole: All rows are wanted together.
+        work: Called with an engine's name and the sizes that keep it within the budget.
+
+    Returns:
+        What the work gave, the engine that did it, and notes for the reader.
+
+    Raises:
+        UserError: If there is no such engine, vmap was asked for and fails, or the budget is
+            too small.
+    """
     if engine not in (*_ENGINES, "auto"):
         raise unknown_name("engine", engine, [*_ENGINES, "auto"])
     name = engine
@@ -151,41 +192,87 @@ def _run(
         return work(name, plan(problem, memory_budget, False, whole)), name, ()
 
 
-def _rows(problem: Problem, engine: str, chunk: int, start: int, stop: int) -> _Rows:
-    """Give rows start..stop-1, computed at most `chunk` at a time."""
+def compute_rows(
+    problem: Problem, engine: str, chunk: int, start: int, stop: int
+) -> tuple[Rows, Tensor]:
+    """Differentiate microbatches start..stop-1, at most `chunk` at a time.
+
+    Args:
+        problem: The measurement.
+        engine: "loop" or "vmap".
+        chunk: As in `Plan`.
+        start: First microbatch.
+        stop: One past the last.
+
+    Returns:
+        Parameter name -> (stop - start, *parameter.shape), and the mean losses, (stop - start,).
+    """
     if chunk >= stop - start:
         return _ENGINES[engine](problem, start, stop)
     named = {
         name: torch.empty(stop - start, *p.shape, dtype=p.dtype, device=p.device)
         for name, p in problem.parameters.items()
     }
+    losses = []
     for first in range(start, stop, chunk):
         last = min(first + chunk, stop)
-        for name, rows in _ENGINES[engine](problem, first, last).items():
+        part, part_losses = _ENGINES[engine](problem, first, last)
+        losses.append(part_losses)
+        for name, rows in part.items():
             named[name][first - start : last - start] = rows
-    return named
+    return named, torch.cat(losses)
 
 
-def _layer_gramians(problem: Problem, engine: str, sizes: Plan) -> _Rows:
-    """Fill each layer's Gramian from pairs of row blocks, of which two are held at a time."""
+def measure(problem: Problem, engine: str, sizes: Plan) -> Measured:
+    """Compute each layer's Gramian, from all rows or from pairs of row blocks.
+
+    Args:
+        problem: The measurement.
+        engine: "loop" or "vmap".
+        sizes: How many rows may be held; of blocks, two are held at a time.
+
+    Returns:
+        Gramians, losses, and how to combine the rows.
+    """
     k, block = problem.k, sizes.block
     if block >= k:
-        rows = _rows(problem, engine, sizes.chunk, 0, k)
-        return {name: geometry.gramian(flat_rows(row)) for name, row in rows.items()}
-    matrices = {
+        rows, losses = compute_rows(problem, engine, sizes.chunk, 0, k)
+        layers = {name: geometry.gramian(flat_rows(row)) for name, row in rows.items()}
+        return Measured(layers, losses, GradientRows(rows).combine)
+    layers = {
         name: torch.empty(k, k, dtype=torch.float64, device=p.device)
         for name, p in problem.parameters.items()
     }
+    all_losses = []
     for a in range(0, k, block):
         a_end = min(a + block, k)
-        rows = _rows(problem, engine, sizes.chunk, a, a_end)
+        rows, losses = compute_rows(problem, engine, sizes.chunk, a, a_end)
+        all_losses.append(losses)
         for name, row in rows.items():
-            matrices[name][a:a_end, a:a_end] = geometry.gramian(flat_rows(row))
+            layers[name][a:a_end, a:a_end] = geometry.gramian(flat_rows(row))
         for b in range(a_end, k, block):
             b_end = min(b + block, k)
-            others = _rows(problem, engine, sizes.chunk, b, b_end)
+            others, _ = compute_rows(problem, engine, sizes.chunk, b, b_end)
             for name, row in rows.items():
                 cross = geometry.cross_gramian(flat_rows(row), flat_rows(others[name]))
-                matrices[name][a:a_end, b:b_end] = cross
-                matrices[name][b:b_end, a:a_end] = cross.T
-    return {name: geometry.blank_rows(matrix) for name, matrix in matrices.items()}
+                layers[name][a:a_end, b:b_end] = cross
+                layers[name][b:b_end, a:a_end] = cross.T
+    layers = {name: geometry.blank_rows(matrix) for name, matrix in layers.items()}
+    combine = partial(_combine_again, problem, engine, sizes.chunk)
+    return Measured(layers, torch.cat(all_losses), combine)
+
+
+def _combine_again(problem: Problem, engine: str, chunk: int, weights: Tensor) -> Rows:
+    """Compute the weighted rows once more, and add them up chunk by chunk."""
+    wide = {
+        name: torch.zeros_like(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in problem.parameters.items()
+    }
+    # In the chunks of the first pass, since vmap draws the dropout masks of a chunk together.
+    for start in range(0, problem.k, chunk):
+        stop = min(start + chunk, problem.k)
+        if weights[start:stop].any():
+            rows, _ = compute_rows(problem, engine, chunk, start, stop)
+            for name, part in GradientRows(rows).combine(weights[start:stop]).items():
+                wide[name] += part
+    return {name: wide[name].to(p.dtype) for name, p in problem.parameters.items()}

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gafscope.gradients.isolation import kept_buffers, seed_everything
@@ -31,7 +31,7 @@ class _Objective(nn.Module):
         return loss
 
 
-def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
+def vmap_rows(problem: Problem, start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
     """Differentiate microbatches start..stop-1 in one vectorised call.
 
     Args:
@@ -40,7 +40,8 @@ def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
         stop: One past the last.
 
     Returns:
-        Parameter name -> (stop - start, *parameter.shape); zeros where a parameter is unused.
+        Parameter name -> (stop - start, *parameter.shape), zeros where a parameter is unused; and
+        the mean losses, (stop - start,).
 
     Raises:
         UserError: If the loss returns a wrong shape or depends on no parameter.
@@ -54,7 +55,7 @@ def vmap_rows(problem: Problem, start: int, stop: int) -> dict[str, Tensor]:
 
     parameters = {name: p.detach() for name, p in problem.parameters.items()}
     seed_everything(problem.model, problem.seed + start)
-    gradients = vmap(grad(loss_of), in_dims=(None, 0), randomness="different")
+    gradients = vmap(grad_and_value(loss_of), in_dims=(None, 0), randomness="different")
     # Fused attention kernels have no vectorised form: torch would loop over them, and warn.
     # Without no_grad, the rows would carry a graph where something else requires a gradient.
     with (

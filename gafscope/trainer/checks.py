@@ -6,15 +6,12 @@ import math
 from numbers import Integral
 from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gafscope.aggregation import Decision, Mean, Weighting
+from gafscope.aggregation import Mean
 from gafscope.errors import UserError
-from gafscope.geometry import finite_rows
 
 if TYPE_CHECKING:
     from gafscope.trainer.trainer import Trainer
@@ -25,7 +22,6 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
 }
 _LEAST = {
-    "microbatches": 1,
     "warmup_updates": 0,
     "validate_every": 1,
     "checkpoint_every": 1,
@@ -57,11 +53,7 @@ def check_settings(trainer: Trainer) -> None:
             "aggregator must be a rule, such as GAF(tau=0.97), Mean() or a function from a "
             f"Gramian to a Decision, but is {trainer.aggregator!r}."
         )
-    if trainer.microbatches < 2 and not isinstance(trainer.aggregator, Mean):
-        raise UserError(
-            f"microbatches={trainer.microbatches} leaves nothing to compare: a filter needs at "
-            "least 2 microbatches a step. Use microbatches=2 or more, or the rule Mean."
-        )
+    _check_microbatches(trainer)
     _check_optimizer(trainer)
 
 
@@ -101,24 +93,33 @@ def check_plateau(scheduler: ReduceLROnPlateau, metric: float) -> None:
         )
 
 
-def check_macrobatch(model: nn.Module, samples: int, microbatches: int) -> None:
+def check_macrobatch(trainer: Trainer, samples: int) -> None:
     """Check that a macrobatch can be cut.
 
     Args:
-        model: The model that it is for.
-        samples: Samples in it.
-        microbatches: k.
+        trainer: The trainer.
+        samples: Samples in the macrobatch.
 
     Raises:
-        UserError: If k does not divide the samples, or BatchNorm is left with single ones.
+        UserError: If k does not divide the samples, BatchNorm is left with single ones, or one
+            sample alone should be compared.
     """
+    microbatches = trainer.microbatches
+    if isinstance(microbatches, str):
+        if samples < 2 and not isinstance(trainer.aggregator, Mean):
+            raise UserError(
+                "A macrobatch of 1 sample leaves nothing to compare: with microbatches='samples' a "
+                "filter needs at least 2 samples a step. Use larger macrobatches (and drop_last="
+                "True for a DataLoader whose last one is incomplete), or the rule Mean."
+            )
+        return
     if samples % microbatches:
         raise UserError(
             f"A macrobatch must divide into microbatches={microbatches} equal parts, but this one "
             f"has {samples} samples; use a multiple of {microbatches}."
         )
     if samples == microbatches:
-        for name, module in model.named_modules():
+        for name, module in trainer.model.named_modules():
             if isinstance(module, _BatchNorm):
                 raise UserError(
                     "BatchNorm has no statistics of a single sample, but every microbatch has only "
@@ -127,35 +128,49 @@ def check_macrobatch(model: nn.Module, samples: int, microbatches: int) -> None:
                 )
 
 
-def check_decision(decision: Decision, matrix_kk: Float64[Tensor, "k k"], rule: Weighting) -> None:
-    """Check that a decision, of a rule of the user's own perhaps, does not contradict itself.
-
-    Args:
-        decision: The decision.
-        matrix_kk: The Gramian that it was taken on, (k, k).
-        rule: The rule, for the message.
-
-    Raises:
-        UserError: If a field has another length than k, an accepted gradient or a weight is not
-            finite, a rejected one has a weight, or a step is made of nothing.
-    """
-    k, accepted, weights = len(matrix_kk), decision.accepted, decision.weights
-    found = {tuple(part.shape) for part in (weights, accepted, decision.distances, decision.finite)}
-    problem = ""
-    if found != {(k,)}:
-        problem = f"has fields of shape {sorted(found)} for k = {k} micro-gradients"
-    elif bool((accepted & ~finite_rows(matrix_kk)).any()):
-        problem = "accepts a micro-gradient that is not finite"
-    elif not bool(torch.isfinite(weights).all()):
-        problem = f"has weights that are not finite, {weights.tolist()}"
-    elif bool((weights[~accepted] != 0).any()):
-        problem = "gives a weight to a micro-gradient that it does not accept"
-    elif decision.step and not bool(accepted.any()):
-        problem = "steps but accepts nothing (step=False skips)"
-    if problem:
+def _check_microbatches(trainer: Trainer) -> None:
+    microbatches = trainer.microbatches
+    if microbatches == "samples":
+        _check_single_samples(trainer)
+        return
+    if not isinstance(microbatches, Integral):
         raise UserError(
-            f"The decision of the rule {type(rule).__name__} {problem}; correct the rule."
+            f"microbatches must be a whole number or 'samples', but is {microbatches!r}."
         )
+    _check_count("microbatches", microbatches, 1)
+    if microbatches < 2 and not isinstance(trainer.aggregator, Mean):
+        raise UserError(
+            f"microbatches={microbatches} leaves nothing to compare: a filter needs at "
+            "least 2 microbatches a step. Use microbatches=2 or more, or the rule Mean."
+        )
+
+
+def _check_single_samples(trainer: Trainer) -> None:
+    """Refuse what single samples have not, or not alone."""
+    if trainer.compile:
+        raise UserError(
+            "compile=True does not go with microbatches='samples', whose gradients are taken from "
+            "the uncompiled model; leave it out."
+        )
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    trainer.model.train()
+    # Layers that a model keeps in evaluation mode while it trains couple nothing.
+    active = [(name, m) for name, m in trainer.model.named_modules() if m.training]
+    for module, training in modes:
+        module.training = training
+    for name, module in active:
+        if isinstance(module, _BatchNorm):
+            raise UserError(
+                "Per-sample gradients with BatchNorm in training mode do not exist: its batch "
+                f"statistics couple the samples ('{name}' is a {type(module).__name__}). Use "
+                "GroupNorm, or microbatches of at least 2 samples."
+            )
+        if isinstance(module, _InstanceNorm) and module.running_mean is not None:
+            raise UserError(
+                "microbatches='samples' moves no running statistics, but "
+                f"'{name}' ({type(module).__name__}) keeps some; make it with "
+                "track_running_stats=False, or use microbatches of at least 2 samples."
+            )
 
 
 def _check_count(name: str, value: int, lowest: int) -> None:

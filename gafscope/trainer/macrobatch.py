@@ -17,12 +17,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from gafscope import geometry
-from gafscope.aggregation import Decision, Fold, Visitor, Weighting
+from gafscope.aggregation import Decision, Fold, Visitor, Weighting, check_decision
 from gafscope.gradients import GradientRows, Gramian, Loss
 from gafscope.gradients.loss import check_differentiable
 from gafscope.gradients.problem import batch_size
 from gafscope.trainer.batch_norm import RunningStatistics
-from gafscope.trainer.checks import check_decision
 from gafscope.trainer.evaluate import loss_and_accuracy
 from gafscope.trainer.running import Gradient, RunningVector
 
@@ -39,6 +38,7 @@ class Outcome:
         update: The combined gradient, None when the rule skips.
         norm: Its norm.
         gramian: Inner products, where they are known.
+        recorded: Whether the Gramian belongs into the record at this step.
     """
 
     decision: Decision
@@ -47,6 +47,7 @@ class Outcome:
     update: RunningVector | None
     norm: float
     gramian: Gramian | None = None
+    recorded: bool = True
 
 
 @final
@@ -128,10 +129,7 @@ class Macrobatch:
                 running.fold(gradients[i], fold.keep, fold.add if running.tensors else 1.0)
         if fold is not None and fold.divide and decision.step:
             running.divide(int(decision.accepted.sum()))
-        weights = decision.weights[decision.accepted]
-        matrix = gramian.matrix[decision.accepted][:, decision.accepted]
-        norm = math.sqrt(max(float(weights @ matrix @ weights), 0.0))
-        return self._outcome(decision, running, norm, gramian)
+        return self._outcome(decision, running, update_norm(decision, gramian), gramian)
 
     def _outcome(
         self, decision: Decision, running: RunningVector, norm: float, gramian: Gramian | None
@@ -175,6 +173,18 @@ class Macrobatch:
         # Decisions are taken on the CPU, wherever the gradients are.
         layers = {name: layer.cpu() for name, layer in gramian.layers.items()}
         return Gramian(gramian.matrix.cpu(), layers, engine="loop")
+
+
+def update_norm(decision: Decision, gramian: Gramian) -> float:
+    """Give the norm of the combined gradient, `sqrt(w^T K w)`.
+
+    Args:
+        decision: Holds the weights w; rejected micro-gradients may be NaN.
+        gramian: Inner products K of the micro-gradients.
+    """
+    weights = decision.weights[decision.accepted]
+    matrix = gramian.matrix[decision.accepted][:, decision.accepted]
+    return math.sqrt(max(float(weights @ matrix @ weights), 0.0))
 
 
 def _pair_gramian(squares: list[float], dot: float) -> Gramian:

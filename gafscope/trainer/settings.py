@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 
 @final
@@ -38,10 +38,10 @@ class TrainSettings:
     """Rule: gaf, halving-gaf (the released code's), or mean (plain averaging)."""
     tau: float = 0.97
     """Largest accepted cosine distance, in [0, 2]; 2 is plain averaging."""
-    microbatches: int = 2
-    """k, microbatches a step."""
+    microbatches: int | Literal["samples"] = 2
+    """k, microbatches a step; samples decides on every single sample of a macrobatch."""
     microbatch_size: int = 20
-    """u, samples a microbatch."""
+    """u, samples a microbatch; with --microbatches samples the samples of a macrobatch."""
     balance: str = "iid"
     """Sampling: iid, or exactly u / classes of each class by given or true labels."""
     augment: bool = False

@@ -109,9 +109,10 @@ def _fit(settings: TrainSettings, name: str) -> None:
         seed=settings.seed,
         progress=settings.progress,
     )
+    k = settings.microbatches
     sampler = MicrobatchSampler(
         dataset.train,
-        microbatches=settings.microbatches,
+        microbatches=1 if isinstance(k, str) else k,
         microbatch_size=settings.microbatch_size,
         balance=settings.balance,
         augment=settings.augment,

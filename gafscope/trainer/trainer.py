@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import nn
@@ -28,7 +27,8 @@ from gafscope.trainer.best import BestCheckpoint
 from gafscope.trainer.checks import check_macrobatch, check_plateau, check_run, check_settings
 from gafscope.trainer.evaluate import evaluate
 from gafscope.trainer.interrupt import Interrupt
-from gafscope.trainer.macrobatch import Macrobatch, Outcome
+from gafscope.trainer.macrobatch import Outcome
+from gafscope.trainer.per_sample import SAMPLES, make_macrobatch
 from gafscope.trainer.progress import Progress
 from gafscope.trainer.row import current_lr, scalar_row
 from gafscope.trainer.session import Session
@@ -57,7 +57,8 @@ class Trainer:
         loss: `(model, batch) -> (B,)` losses or their mean; `supervised(...)` also gives accuracy.
         optimizer: Any torch optimizer of the model's parameters that needs no closure.
         aggregator: The rule; a weighting of the Gramian.
-        microbatches: k, microbatches a step.
+        microbatches: k, microbatches a step; "samples" makes every sample one (u = 1), as
+            `per_sample_step` does. Buffers that a forward pass writes then stay as they are.
         scheduler: Any torch scheduler. It steps after each update; ReduceLROnPlateau steps after
             each validation since which the model changed, on the accuracy (mode "max") or loss.
         run_dir: Folder of the record; None keeps the scalars in memory only.
@@ -96,7 +97,7 @@ class Trainer:
     loss: Loss
     optimizer: Optimizer
     aggregator: Weighting = field(default_factory=GAF)
-    microbatches: int = 2
+    microbatches: int | Literal["samples"] = 2
     scheduler: LRScheduler | ReduceLROnPlateau | None = None
     run_dir: str | Path | None = None
     config: Mapping[str, Any] | None = None
@@ -117,22 +118,15 @@ class Trainer:
 
     def __post_init__(self):
         check_settings(self)
-        self.seed, self.microbatches = int(self.seed), int(self.microbatches)
+        self.seed = int(self.seed)
+        if self.microbatches != SAMPLES:
+            self.microbatches = int(self.microbatches)
         self.step = self.updates = 0
         self.base_lr = current_lr(self.optimizer)
         self._parameters = trainable(self.model)
         self.device = next(iter(self._parameters.values())).device
         self._statistics = RunningStatistics(self.model)
-        forward: Callable[..., Any] = torch.compile(self.model) if self.compile else self.model
-        autocast = partial(torch.autocast, self.device.type, dtype=torch.bfloat16)
-        self._macrobatch = Macrobatch(
-            model=forward,
-            parameters=self._parameters,
-            loss=self.loss,
-            microbatches=self.microbatches,
-            autocast=autocast if self.precision == "bf16" else nullcontext,
-            statistics=self._statistics,
-        )
+        self._macrobatch = make_macrobatch(self, self._statistics)
         self.watchdog = Watchdog()
         self.best = BestCheckpoint()
         self._random: dict[str, Any] | None = None
@@ -151,9 +145,9 @@ class Trainer:
 
         Args:
             train_batches: Macrobatches: pytrees of tensors with k * u samples, microbatch after
-                microbatch. Started anew when it ends. If it has `state_dict` and
-                `load_state_dict` (as `MicrobatchSampler` has) a resumed run goes on with it where
-                it was; else it is wound forward.
+                microbatch, or with "samples" with any number. Started anew when it ends. If it has
+                `state_dict` and `load_state_dict` (as `MicrobatchSampler` has) a resumed run goes
+                on with it where it was; else it is wound forward.
             steps: Steps in all, those of an earlier `fit` or of a resumed run included.
             validate: A batch to validate on; None does not validate.
             test: A batch that is evaluated once at the end, at the last and at the best
@@ -216,7 +210,7 @@ class Trainer:
                 row, advice = self.advance(next(batches), validate, session.writer)
                 bar.update(
                     loss=row["loss"],
-                    accepted=row["accepted"] / self.microbatches,
+                    accepted=row["accepted"] / len(row["distance_to_sum"]),
                     distance=row["distance_mean"],
                 )
                 if advice:
@@ -245,7 +239,7 @@ class Trainer:
             UserError: As in `fit`.
         """
         started = time.perf_counter()
-        check_macrobatch(self.model, batch_size(batch), self.microbatches)
+        check_macrobatch(self, batch_size(batch))
         batch = pytree.tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), batch)
         warming_up = self.updates < self.warmup_updates
         every = self.record_layers_every
@@ -263,8 +257,7 @@ class Trainer:
             self._rows.append(row)
         else:
             writer.scalars(row)
-            if outcome.gramian is not None:
-                gramian = outcome.gramian
+            if (gramian := outcome.gramian) is not None and outcome.recorded:
                 writer.gramians(self.step, gramian.matrix, gramian.layers)
         self.step += 1
         return row, advice
@@ -290,7 +283,8 @@ class Trainer:
         moved = decision.accepted & stepped
         if self.batch_norm == "all":
             moved = decision.finite
-        self._statistics.commit(moved.nonzero().flatten().tolist())
+        if self.microbatches != SAMPLES:  # single samples move no statistics
+            self._statistics.commit(moved.nonzero().flatten().tolist())
         return outcome.norm if stepped else math.nan, stepped
 
     def _validate(self, batch: Any) -> dict[str, float]:

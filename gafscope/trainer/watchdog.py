@@ -67,16 +67,18 @@ class Watchdog:
         )
 
     def _advice(self, step: int) -> str:
-        seen = np.asarray(self._distances, dtype=float)
+        # Macrobatches may differ in size, sample by sample.
+        every = [np.asarray(distances, dtype=float) for distances in self._distances]
+        steps = [distances[np.isfinite(distances)] for distances in every]
+        seen = np.concatenate(steps)
         start = f"The last {STALLED_AFTER} macrobatches (to step {step}) were all rejected"
-        known = np.isfinite(seen)
-        if not known.any():
+        if not seen.size:
             return f"{start}; no distance between two of their micro-gradients is known."
         # A macrobatch is accepted as soon as one of its micro-gradients is. The last digit is
         # rounded up, or the tau that is named would accept fewer.
-        nearest = np.where(known, seen, np.inf).min(axis=1)
-        tau = math.ceil(np.quantile(nearest[np.isfinite(nearest)], 0.1) * 1e6) / 1e6
-        quantiles = ", ".join(f"{q:.0%} {np.quantile(seen[known], q):.4f}" for q in _QUANTILES)
+        nearest = [distances.min() for distances in steps if distances.size]
+        tau = math.ceil(np.quantile(nearest, 0.1) * 1e6) / 1e6
+        quantiles = ", ".join(f"{q:.0%} {np.quantile(seen, q):.4f}" for q in _QUANTILES)
         return (
             f"{start}. Distances seen: {quantiles}. tau = {tau:.6f} would have accepted a tenth "
             "of them. The model does not change while every step is skipped: raise tau, or "

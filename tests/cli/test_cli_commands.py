@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -42,6 +43,20 @@ def test_train_prints_a_table_and_leaves_a_run(tmp_path, capsys):
     assert len(run.scalars) == 30
     assert run.config["tau"] == 0.9
     assert (tmp_path / "run" / "run.png").exists()
+
+
+def test_train_decides_on_single_samples(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["--microbatches", "samples", "--microbatch-size", "16", "--run-dir", str(folder)]
+    assert main(["train", *QUICK, *words]) == 0
+    accepted = load_run(folder).scalars["accepted"]
+    assert 2 < accepted.max() <= 16
+    share = accepted.mean() / 16
+    assert f"{share:.1%}" in re.search("samples accepted.*", capsys.readouterr().out)[0]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--microbatches", "sample"])
+    assert stop.value.code == 2
+    assert "INT|{samples}" in capsys.readouterr().err
 
 
 def test_the_same_command_trains_once(tmp_path, capsys):

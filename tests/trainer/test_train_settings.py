@@ -53,6 +53,13 @@ def test_each_rule_trains(rule):
     assert run.config["rule"] == rule
 
 
+def test_every_sample_is_a_microbatch():
+    run = train(replace(QUICK, microbatches="samples", microbatch_size=9, tau=2.0))
+    assert (run.scalars["accepted"] == 9).all()
+    assert {len(row) for row in run.scalars["distance_to_sum"]} == {9}
+    assert run.config["microbatches"] == "samples"
+
+
 @pytest.mark.parametrize(
     ("model", "options", "data"),
     [

@@ -109,11 +109,12 @@ class Convolution:
         gradient = gradient * scale.view(-1, *[1] * (gradient.ndim - 1))
         return self._weight_gradient(inputs, gradient, self.shape)
 
-    def taps(self, channels: int) -> Iterator[Tensor]:
+    def taps(self, channels: int, products: Products) -> Iterator[Tensor]:
         """Materialise the rows entry of the kernel by entry, some output channels at a time.
 
         Args:
             channels: Output channels at a time.
+            products: Whose memory to use.
 
         Yields:
             (k, channels * C), together all numbers of the rows.
@@ -123,7 +124,6 @@ class Convolution:
         outputs = self.gradient.movedim(1, -1)
         pixels = outputs.shape[1:-1]
         outputs = outputs.reshape(self.k, -1, self.shape[0]).transpose(1, 2)
-        buffer = None
         for offset in self.geometry.offsets:
             window = tuple(
                 slice(o, o + (size - 1) * s + 1, s)
@@ -132,8 +132,7 @@ class Convolution:
             seen = inputs[(slice(None), *window)].reshape(self.k, -1, self.shape[1])
             for start in range(0, self.shape[0], channels):
                 left = outputs[:, start : start + channels]
-                if buffer is None or buffer.shape[1] != left.shape[1]:
-                    buffer = seen.new_empty(self.k, left.shape[1], self.shape[1])
+                buffer = products.scratch((self.k, left.shape[1], self.shape[1]), seen)
                 yield torch.bmm(left, seen, out=buffer).flatten(1)
 
     def _padded_pixels(self) -> Tensor:

@@ -23,6 +23,8 @@ from gafscope.gradients.ghost.rates import Rates, rates
 
 # Rows of up to so many bytes may be held beside the workspace: those of a looped convolution.
 _HELD = 64 << 20
+# Narrower blocks of rows use the processor badly.
+_NARROW = 32
 # Pixel Gramians of the shifted form may take so many bytes.
 _PIXELS = 192 << 20
 
@@ -120,7 +122,7 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
     if form == "shifted":
         return shifted_gram(piece, products), [piece]
     total = torch.zeros(k, k, dtype=torch.float64, device=piece.inputs.device)
-    for rows in piece.taps(_channels(piece, products)):
+    for rows in piece.taps(_channels(piece, products), products):
         total += products.gram(rows)
     return total, [piece]
 
@@ -156,12 +158,30 @@ def _outer_gram(pieces: list[Piece], shape: torch.Size, products: Products) -> T
         + _product_seconds(k, width * q, rate)
     )
     if ghost > materialised:
+        if lookup is None and outer is not None:
+            return _outer_rows_gram(outer, products)
         return _materialised(both, torch.Size((width, q)), k, products)
     total = sum(_ghost(piece, piece, products) for piece in both)
     if len(both) == 2:
         cross = _ghost(both[0], both[1], products)
         total = total + cross + cross.T
     assert isinstance(total, Tensor)
+    return total
+
+
+def _outer_rows_gram(outer: Outer, products: Products) -> Tensor:
+    """Compute rows some columns at a time, always in the same memory, and multiply them."""
+    left, right = outer.left, outer.right
+    if left.shape[2] < right.shape[2]:
+        left, right = right, left
+    k, _, q = right.shape
+    step = min(left.shape[2], max(_NARROW, products.workspace // (right.element_size() * k * q)))
+    total = torch.zeros(k, k, dtype=torch.float64, device=right.device)
+    for start in range(0, left.shape[2], step):
+        part = left[:, :, start : start + step].transpose(1, 2)
+        rows = products.scratch((k, part.shape[1], q), right)
+        torch.bmm(part, right, out=rows)
+        total += products.gram(rows.flatten(1))
     return total
 
 

@@ -5,7 +5,8 @@ Shape legend: k rows, L numbers each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import final
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 # Products that are added up in float32 before float64 takes over. Matrix products of the BLAS
 # add up in blocks of their own, so that longer runs lose little, and short ones lose speed.
-_RUN = 1 << 15
-# From this many rows on, half of the matrix is worth computing as three quarters.
-_HALVES_FROM = 96
+_RUN = 1 << 14
+# From this many rows on, strips of the upper triangle are faster than the whole matrix.
+_STRIPS_FROM = 64
+_STRIPS = 4
 
 PRECISIONS = ("float32", "float64", "bf16")
 
@@ -29,11 +31,30 @@ class Products:
         precision: "float32": relative errors near 1e-7. "float64": factors are widened first.
             "bf16": off-diagonal products of factors rounded to bfloat16, relative errors of
             some 1e-3; squared norms stay in float32.
-        workspace: Bytes that temporary blocks may take.
+        workspace: Bytes that a temporary block of rows takes; more would leave the cache.
     """
 
     precision: str = "float32"
-    workspace: int = 16 << 20
+    workspace: int = 2 << 20
+    _memory: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def scratch(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Give memory for a temporary block, the same at every call.
+
+        Fresh memory would have to be handed out by the system page by page.
+
+        Args:
+            shape: The block's shape.
+            like: A tensor of its type, on its device.
+
+        Returns:
+            The block, with whatever was left in it.
+        """
+        size = prod(shape)
+        memory = self._memory.get(like.dtype)
+        if memory is None or memory.numel() < size or memory.device != like.device:
+            memory = self._memory[like.dtype] = like.new_empty(size)
+        return memory[:size].view(shape)
 
     def prepared(self, factor: Tensor) -> Tensor:
         """Give a factor in the type in which it is multiplied."""
@@ -54,19 +75,13 @@ class Products:
         """
         k, length = rows.shape
         total = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
+        strip = k if k < _STRIPS_FROM else -(-k // _STRIPS)
         for start in range(0, length, _RUN):
-            part = rows[:, start : start + _RUN]
-            factor = self.prepared(part)
-            if k < _HALVES_FROM:
-                total += factor @ factor.T
-            else:
-                half = k // 2
-                top, bottom = factor[:half], factor[half:]
-                total[:half, :half] += top @ top.T
-                total[half:, half:] += bottom @ bottom.T
-                cross = top @ bottom.T
-                total[:half, half:] += cross
-                total[half:, :half] += cross.T
+            factor = self.prepared(rows[:, start : start + _RUN])
+            for i in range(0, k, strip):
+                total[i : i + strip, i:] += factor[i : i + strip] @ factor[i:].T
+        for i in range(0, k, strip):
+            total[i + strip :, i : i + strip] = total[i : i + strip, i + strip :].T
         if self.precision == "bf16":
             total.diagonal().copy_(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) ** 2)
         return total

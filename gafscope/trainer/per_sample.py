@@ -1,0 +1,154 @@
+"""Macrobatches whose samples are the microbatches: every sample is accepted or rejected.
+
+Shape legend: n samples of the macrobatch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from gafscope.aggregation import Weighting, per_sample_step
+from gafscope.gradients import Loss, Supervised
+from gafscope.gradients.problem import batch_size, trainable
+from gafscope.trainer.batch_norm import RunningStatistics
+from gafscope.trainer.macrobatch import Macrobatch, Outcome, update_norm
+from gafscope.trainer.running import RunningVector
+
+if TYPE_CHECKING:
+    from gafscope.trainer.trainer import Trainer
+
+SAMPLES = "samples"
+"""The number of microbatches that makes each sample one."""
+
+
+def make_macrobatch(
+    trainer: Trainer, statistics: RunningStatistics
+) -> Macrobatch | PerSampleMacrobatch:
+    """Make what computes a trainer's macrobatches.
+
+    Args:
+        trainer: The trainer, its settings checked.
+        statistics: BatchNorm's running statistics, which single samples do not move.
+    """
+    autocast = nullcontext
+    if trainer.precision == "bf16":
+        autocast = partial(torch.autocast, trainer.device.type, dtype=torch.bfloat16)
+    parameters = trainable(trainer.model)
+    if isinstance(trainer.microbatches, str):
+        return PerSampleMacrobatch(trainer.model, parameters, trainer.loss, autocast)
+    return Macrobatch(
+        model=torch.compile(trainer.model) if trainer.compile else trainer.model,
+        parameters=parameters,
+        loss=trainer.loss,
+        microbatches=trainer.microbatches,
+        autocast=autocast,
+        statistics=statistics,
+    )
+
+
+@final
+@dataclass(eq=False)
+class PerSampleMacrobatch:
+    """Computes macrobatches of one model, sample by sample.
+
+    Args:
+        model: The model.
+        parameters: The trainable parameters by name.
+        loss: The loss.
+        autocast: Makes the context of each forward pass.
+    """
+
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    loss: Loss
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def run(self, batch: Any, rule: Weighting, layers: bool) -> Outcome:
+        """Differentiate a macrobatch and decide.
+
+        Args:
+            batch: A pytree of tensors with n samples.
+            rule: The weighting; a sequential one visits the samples in their order.
+            layers: Compute the Gramian by layer, and record it.
+
+        Returns:
+            The outcome. Parameters and buffers are untouched and every `.grad` is None.
+
+        Raises:
+            UserError: If the loss returns a wrong shape, or a rule of the user's own a decision
+                that contradicts itself.
+        """
+        n = batch_size(batch)
+        device = next(iter(self.parameters.values())).device
+        watched = _WatchedLoss(self.loss, self.autocast, torch.full((n,), math.nan, device=device))
+        indexed = torch.arange(n, device=device), batch
+        step = per_sample_step(self.model, watched, indexed, rule, layers=layers)
+        update = RunningVector()
+        for parameter in self.parameters.values():
+            update.tensors.append(parameter.grad)
+            parameter.grad = None
+        return Outcome(
+            step.decision,
+            step.losses.tolist(),
+            watched.accuracies.tolist(),
+            update if step.decision.step else None,
+            update_norm(step.decision, step.gramian),
+            step.gramian,
+            recorded=layers,
+        )
+
+
+@final
+class _WatchedLoss:
+    """The loss of batches (indices, batch), which notes the accuracy of each sample it sees.
+
+    An engine may call the loss for all samples at once, for one at a time, for some of them
+    again, or inside vmap; the indices tell which samples they are.
+    """
+
+    def __init__(
+        self, loss: Loss, autocast: Callable[[], AbstractContextManager[Any]], accuracies: Tensor
+    ):
+        self.accuracies = accuracies
+        self._loss = loss
+        self._autocast = autocast
+
+    def __call__(self, model: Callable[..., Any], indexed: tuple[Tensor, Any], /) -> Tensor:
+        indices, batch = indexed
+        with self._autocast():
+            if not isinstance(self._loss, Supervised):
+                return self._loss(model, batch)
+            losses, outputs = self._loss.with_outputs(model, batch)
+        right = self._loss.accuracy(outputs, batch[1])
+        if right is not None:
+            _Note.apply(right, indices, self.accuracies)
+        return losses
+
+
+@final
+class _Note(torch.autograd.Function):
+    """Write values to their places in a tensor, also inside vmap, which hands the values out."""
+
+    @staticmethod
+    def forward(values: Tensor, indices: Tensor, into: Tensor) -> Tensor:
+        into[indices] = values.to(into.dtype)
+        return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to keep: nobody differentiates an accuracy."""
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: Any, values: Tensor, indices: Tensor, into: Tensor
+    ) -> tuple[Tensor, int]:
+        values, indices = values.movedim(in_dims[0], 0), indices.movedim(in_dims[1], 0)
+        return _Note.forward(values, indices, into), 0
