@@ -48,7 +48,7 @@ class GrowthCostSettings:
     widths: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     """Widths of the third series, as multiples of the network's own."""
     engines: tuple[str, ...] = ("loop", "vmap", "ghost")
-    """Engines: loop, vmap, ghost or auto."""
+    """Engines: loop, vmap, ghost or auto; variants as in --what engines."""
     repeats: int = 11
     """Timed turns at each size."""
     limit: float = 50.0

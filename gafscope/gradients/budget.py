@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -26,6 +26,28 @@ class Plan:
 
     chunk: int
     block: int
+
+    def halved(self) -> Plan:
+        """Give the plan with half of the microbatches at once."""
+        return replace(self, chunk=-(-self.chunk // 2))
+
+
+def ghost_plan(problem: Problem, memory_budget: int | None) -> Plan:
+    """Choose how many microbatches the ghost engine differentiates at once.
+
+    Args:
+        problem: The measurement.
+        memory_budget: Bytes that may be used beside the model and the batch; None for no limit.
+
+    Returns:
+        The plan; its chunk may be too small for a pair of microbatches.
+    """
+    k = problem.k
+    if memory_budget is None:
+        return Plan(chunk=k, block=k)
+    # Beside the saved activations there are gradients on their way, and blocks of rows.
+    chunk = int(memory_budget / 1.5) // max(_saved_bytes(problem), 1)
+    return Plan(chunk=min(chunk, k), block=k)
 
 
 def plan(problem: Problem, memory_budget: int | None, chunked: bool, whole: bool) -> Plan:

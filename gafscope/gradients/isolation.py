@@ -68,6 +68,19 @@ def seed_everything(model: nn.Module, seed: int) -> None:
         torch.cuda.default_generators[device].manual_seed(seed)
 
 
+def random_state(model: nn.Module) -> list[torch.Tensor]:
+    """Give the states of the generators that `seed_everything` seeds.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The states; they change when somebody draws.
+    """
+    devices = _cuda_devices(model)
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
 def _cuda_devices(model: nn.Module) -> list[int]:
     return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
 

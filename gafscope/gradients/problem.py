@@ -47,8 +47,8 @@ class Problem:
         return pytree.tree_map(lambda leaf: leaf[start:stop], self.batch)
 
     def samples(self, indices: Iterable[int]) -> Any:
-        """Give single samples, counted over all microbatches, a pytree of tensors (n, ...)."""
-        index = list(indices)
+        """Give single samples, counted over all microbatches, round and round where they end."""
+        index = [i % (self.k * self.u) for i in indices]
         return pytree.tree_map(lambda leaf: leaf.flatten(0, 1)[index].detach(), self.batch)
 
     @property

@@ -30,7 +30,7 @@ class Gramian:
         matrix: (k, k), kept as float64, over all trainable parameters.
         layers: One (k, k) float64 matrix a parameter, by its name; they add up to `matrix`.
             Empty where only the whole was asked for.
-        engine: The engine that computed it: "loop" or "vmap".
+        engine: The engine that computed it: "loop", "vmap" or "ghost".
         notes: What the reader should know, e.g. why "auto" turned to another engine.
     """
 

@@ -30,6 +30,7 @@ _STYLES: Mapping[str, dict[str, Any]] = {
     "vmap": {"color": ORANGE, "linestyle": "-", "marker": "^"},
     "ghost": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "ghost:bf16": {"color": SKY, "linestyle": "-", "marker": "o"},
+    "ghost:whole": {"color": BLUE, "linestyle": ":", "marker": "x"},
     "auto": {"color": RED, "linestyle": ":", "marker": "x"},
     "opacus": {"color": GREEN, "linestyle": "--", "marker": "v"},
     "torchjd": {"color": PINK, "linestyle": "--", "marker": "D"},
@@ -183,7 +184,9 @@ def _draw(
 
 def _floor(axes: Axes, part: pd.DataFrame, x: str) -> Any:
     floor = part.dropna(subset=["floor"]).drop_duplicates(x)
-    (line,) = axes.plot(floor[x], floor["floor"], color="black", linestyle=":", linewidth=1.4)
+    (line,) = axes.plot(
+        floor[x], floor["floor"], color="black", linestyle=":", marker="_", linewidth=1.4
+    )
     return line
 
 
@@ -206,6 +209,8 @@ def _size_ticks(axes: Axes, sizes: Iterable[int]) -> None:
     ticks = sorted(set(sizes))
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
+    # A single size stands in the middle.
+    axes.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
 
 
 def _short(count: int) -> str:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from gafscope.analyses import cost_methods
+from gafscope.analyses.cost_cases import make_case
 from gafscope.analyses.engine_cost import EngineCostSettings, measure_engine_cost
 from gafscope.errors import UserError
+from gafscope.gradients import gramian
 
 TINY = {"models": ("cnn",), "samples": (4,), "microbatches": ("2x3",), "peers": (), "repeats": 2}
 COLUMNS = [
@@ -71,19 +73,30 @@ def test_a_wrong_gramian_is_noted(monkeypatch):
     assert notes["loop"] == ""
 
 
-def test_precision_follows_a_colon(monkeypatch):
+def test_a_variant_follows_a_colon(monkeypatch):
     asked = []
     right = cost_methods.gramian
 
-    def spy(*arguments, **options):
-        asked.append(options.pop("precision", None))
-        return right(*arguments, **options | {"engine": "loop"})
+    def spy(*arguments, engine, **options):
+        if engine == "ghost":
+            asked.append(options)
+        return right(*arguments, engine="loop", layers=options.get("layers", True))
 
     monkeypatch.setattr(cost_methods, "gramian", spy)
-    settings = EngineCostSettings(**{**TINY, "samples": ()}, engines=("ghost:bf16",))
-    table = measure_engine_cost(settings)
-    assert table["method"].tolist() == ["plain", "ghost:bf16"]
-    assert set(asked) == {"bf16", None}  # None: the float64 reference
+    engines = ("ghost", "ghost:bf16", "ghost:whole")
+    table = measure_engine_cost(EngineCostSettings(**{**TINY, "samples": ()}, engines=engines))
+    assert table["method"].tolist() == ["plain", *engines]
+    assert asked[:3] == [{}, {"precision": "bf16"}, {"layers": False}]
+    assert table["note"].tolist() == ["", *["measured by loop"] * 3]
+
+
+def test_auto_says_which_engine_did_it():
+    settings = EngineCostSettings(**{**TINY, "samples": ()}, engines=("auto", "loop"))
+    notes = measure_engine_cost(settings).set_index("method")["note"]
+    case = make_case("cnn", 6)
+    used = gramian(case.model, case.loss, case.batch, 2).engine
+    assert notes["auto"].startswith(f"measured by {used}")
+    assert notes["loop"] == ""
 
 
 def test_engines_far_too_slow_are_not_timed():
@@ -145,6 +158,7 @@ def test_the_number_of_threads_is_put_back():
         ({"models": ()}, ["at least one model", "resnet18"]),
         ({"engines": ("gost",)}, ["gost", "'ghost'"]),
         ({"engines": ("ghost:fp16",)}, ["fp16", "'bf16'"]),
+        ({"engines": ("ghost:hole",)}, ["hole", "'whole'"]),
         ({"peers": ("opcus",)}, ["opcus", "'opacus'"]),
         ({"repeats": 0}, ["repeats", "0"]),
         ({"limit": 0.5}, ["limit", "0.5"]),

@@ -1,8 +1,10 @@
-"""The self-check before a plan is first used: nothing that it would get wrong passes.
+"""The self-check when a plan is first used: nothing that it would get wrong passes.
 
-On three samples it compares the rows and the Gramian, parameter by parameter, with gradients
-that autograd computes in the plain way on the same graph; it makes sure that no sample's loss
-depends on another sample; and it settles how samples are ordered in merged dimensions.
+On three samples, in their order and in reverse, it makes sure that a sample's loss depends on
+that sample's positions of every tensor only, which also settles how samples are ordered in merged
+dimensions; and it compares rows and inner products, parameter by parameter, with gradients that
+autograd computes in the plain way on the same graph. On the whole batch it compares two rows with
+gradients of their microbatches alone.
 """
 
 from __future__ import annotations
@@ -10,20 +12,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.utils import _pytree as pytree
 
 from gafscope.gradients.ghost.ledger import Ledger
 from gafscope.gradients.ghost.places import Place, Unsupported
-from gafscope.gradients.ghost.plan import Call
+from gafscope.gradients.ghost.plan import Call, Plan
 from gafscope.gradients.ghost.products import Products
 from gafscope.gradients.ghost.run import Pass
-from gafscope.gradients.isolation import kept_buffers, seed_everything
+from gafscope.gradients.isolation import random_state, seed_everything
+from gafscope.gradients.loop import loop_rows
 from gafscope.gradients.problem import Problem
 
 _SAMPLES = 3
+# Samples that are tried for a finite gradient.
+_CANDIDATES = 32
 
 
 @final
@@ -31,12 +38,17 @@ class Coupled(Exception):
     """The samples of a batch depend on each other, so that none has a gradient of its own."""
 
 
-def checked(problem: Problem, calls: tuple[Call, ...]) -> tuple[Call, ...]:
-    """Check a plan on the first samples.
+@final
+class Unverified(Unsupported):
+    """Nothing is wrong with the model, but this batch is not fit to check it on."""
+
+
+def checked(problem: Problem, calls: tuple[Call, ...]) -> Plan:
+    """Check a plan on a few samples.
 
     Args:
         problem: The measurement.
-        calls: The plan.
+        calls: Its calls.
 
     Returns:
         The plan, with the order of samples in merged dimensions found out.
@@ -45,25 +57,64 @@ def checked(problem: Problem, calls: tuple[Call, ...]) -> tuple[Call, ...]:
         Coupled: If the samples depend on each other.
         Unsupported: If anything comes out differently from autograd's gradients.
     """
-    batch = problem.samples(_wrapped(range(_SAMPLES), problem.k * problem.u))
+    chosen = _finite_samples(problem)
+    certain, random = True, False
+    # A model that sorts its samples, and was given them sorted, is found out in reverse.
+    for order in (chosen, chosen[::-1]):
+        batch = problem.samples(order)
+        seed_everything(problem.model, problem.seed)
+        before = random_state(problem.model)
+        with _passed(problem, calls, batch) as (run, losses, _):
+            after = random_state(problem.model)
+            random = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            calls, seen = _ordered(calls, run.outputs, losses)
+            different = 1 < len(set(losses.tolist())) == len(set(chosen))
+            certain = certain and seen and different
     seed_everything(problem.model, problem.seed)
-    state = torch.random.get_rng_state()
-    with _passed(problem, calls, batch) as (run, losses, _):
-        random = not torch.equal(state, torch.random.get_rng_state())
-        calls = _ordered(calls, run, losses)
-        if not random:
-            _check_alone(problem, losses)
-    seed_everything(problem.model, problem.seed)
-    with _passed(problem, calls, batch) as (run, losses, ledger):
+    with _passed(problem, calls, problem.samples(chosen)) as (run, losses, ledger):
         truth = [_gradients(problem, losses[i]) for i in (0, _SAMPLES - 1)]
         run.backward(losses, keep_graph=True)
-        _compare(problem, ledger, truth)
-    return calls
+        grams = ledger.grams()
+        rows = [ledger.combine(_unit(i, problem)) for i in (0, _SAMPLES - 1)]
+        for name in problem.parameters:
+            for row, right in zip(rows, truth, strict=True):
+                _require_close(name, row[name], right)
+            _require_products(name, grams[name], (0, _SAMPLES - 1), truth)
+    return Plan(calls, random=random, certain=certain)
+
+
+def verify(problem: Problem, grams: dict[str, Tensor], losses: Tensor) -> None:
+    """Compare two rows of a measurement with the gradients of their microbatches alone.
+
+    Args:
+        problem: The measurement; nothing in it is random.
+        grams: Parameter name -> (k, k) Gramian.
+        losses: (k,) mean losses.
+
+    Raises:
+        Coupled: If a loss is another one when its microbatch comes alone.
+        Unsupported: If the inner products differ.
+    """
+    spoilt = sum(gram.diagonal().isfinite().logical_not() for gram in grams.values())
+    finite = (losses.isfinite() & (torch.as_tensor(spoilt, device=losses.device) == 0)).nonzero()
+    if not len(finite):
+        return
+    chosen = int(finite[0]), int(finite[-1])
+    alone = [loop_rows(problem, i, i + 1) for i in chosen]
+    for i, (_, (loss,)) in zip(chosen, alone, strict=True):
+        if not (loss - losses[i]).abs() <= _tolerance(losses) * (1 + loss.abs()):
+            raise Coupled(
+                f"a loss is {loss.item():.6g} when its sample comes alone and "
+                f"{losses[i].item():.6g} in the batch"
+            )
+    truth = [{name: row[0] for name, row in rows.items()} for rows, _ in alone]
+    for name, gram in grams.items():
+        _require_products(name, gram, chosen, truth)
 
 
 @contextmanager
 def _passed(
-    problem: Problem, calls: tuple[Call, ...], batch: object
+    problem: Problem, calls: tuple[Call, ...], batch: Any
 ) -> Iterator[tuple[Pass, Tensor, Ledger]]:
     ledger = Ledger(problem.parameters, calls, _SAMPLES, Products("float64"), keep=True)
     run = Pass(problem, calls, _SAMPLES, _SAMPLES, ledger)
@@ -74,106 +125,116 @@ def _passed(
         ledger.release()
 
 
-def _wrapped(indices: range, n: int) -> list[int]:
-    return [i % n for i in indices]
+def _finite_samples(problem: Problem) -> list[int]:
+    """Choose samples with finite gradients; with others nothing can be compared."""
+    n = problem.k * problem.u
+    single = pytree.tree_map(lambda leaf: leaf.flatten(0, 1)[:, None], problem.batch)
+    samples = replace(problem, batch=single, k=n, u=1)
+    found: list[int] = []
+    for i in range(min(n, _CANDIDATES)):
+        rows, _ = loop_rows(samples, i, i + 1)
+        if all(row.isfinite().all() for row in rows.values()):
+            found.append(i)
+        if len(found) == _SAMPLES:
+            break
+    if not found:
+        raise Unverified("no sample's gradient is finite, so that nothing can be checked")
+    return [found[i % len(found)] for i in range(_SAMPLES)]
 
 
-def _ordered(calls: tuple[Call, ...], run: Pass, losses: Tensor) -> tuple[Call, ...]:
-    """See that a sample's loss reaches its own positions only; turn places that need it."""
-    edges = [edge for _, _, edge in run.outputs]
-    found: dict[int, list[Place | None]] = {}
-    last = _SAMPLES - 1
-    for sample in (0, last):
-        gradients = torch.autograd.grad(
-            losses[sample], edges, retain_graph=True, allow_unused=True
-        )
-        for (call, j, _), gradient in zip(run.outputs, gradients, strict=True):
-            place = found.setdefault(id(call), list(call.outputs))[j]
+def _ordered(
+    calls: tuple[Call, ...], outputs: list[tuple[int, int, GradientEdge]], losses: Tensor
+) -> tuple[tuple[Call, ...], bool]:
+    """See that a sample's loss reaches its own positions only; turn places that need it.
+
+    Returns:
+        The calls, and whether every output received a gradient that could tell.
+    """
+    edges = [edge for _, _, edge in outputs]
+    places = {index: list(calls[index].outputs) for index, _, _ in outputs}
+    told = [False] * len(outputs)
+    for sample in (0, _SAMPLES - 1):
+        if not edges:
+            break
+        gradients = torch.autograd.grad(losses[sample], edges, retain_graph=True, allow_unused=True)
+        for o, ((index, j, _), gradient) in enumerate(zip(outputs, gradients, strict=True)):
+            place = places[index][j]
             if place is None or gradient is None or not gradient.any():
                 continue
-            if _others_are_zero(gradient, place, sample):
-                continue
-            if place.merged and not place.minor and _others_are_zero(
-                gradient, place.turned(), sample
-            ):
-                found[id(call)][j] = place.turned()
-                continue
-            raise Coupled(f"the loss of one sample depends on others through '{call.name}'")
-    return tuple(
-        replace(call, outputs=tuple(found.get(id(call), call.outputs)), inputs=_like(call, found))
-        for call in calls
+            told[o] = True
+            reached = _reached(gradient, place)
+            if reached != [sample] and place.merged and not place.minor:
+                place = places[index][j] = place.turned()
+                reached = _reached(gradient, place)
+            if len(reached) > 1:
+                raise Coupled(f"one sample's loss depends on others in '{calls[index].name}'")
+            if reached != [sample]:
+                raise Unsupported(f"the samples are in another order in '{calls[index].name}'")
+    turned = tuple(
+        replace(call, outputs=tuple(places.get(index, call.outputs)))
+        for index, call in enumerate(calls)
     )
+    return tuple(_inputs_alike(call) for call in turned), all(told)
 
 
-def _like(call: Call, found: dict[int, list[Place | None]]) -> tuple[Place | None, ...]:
-    """Order merged dimensions of the inputs as those of the output."""
-    outputs = found.get(id(call), [])
-    minor = any(place is not None and place.minor for place in outputs)
-    return tuple(
-        place.turned() if place is not None and place.merged and minor else place
-        for place in call.inputs
-    )
+def _inputs_alike(call: Call) -> Call:
+    """Order merged dimensions of the inputs as those of the outputs."""
+    if not any(place is not None and place.minor for place in call.outputs):
+        return call
+    inputs = (place.turned() if place and place.merged else place for place in call.inputs)
+    return replace(call, inputs=tuple(inputs))
 
 
-def _others_are_zero(gradient: Tensor, place: Place, sample: int) -> bool:
+def _reached(gradient: Tensor, place: Place) -> list[int]:
     rows = place.rows_first(gradient, _SAMPLES, _SAMPLES)
-    return not any(rows[i].any() for i in range(_SAMPLES) if i != sample)
-
-
-def _check_alone(problem: Problem, losses: Tensor) -> None:
-    """See that a sample's loss is the same when it comes alone (where nothing is random)."""
-    last = _SAMPLES - 1
-    batch = problem.samples(_wrapped(range(last, last + 1), problem.k * problem.u))
-    with kept_buffers(problem.model), torch.no_grad():
-        alone = problem.loss(problem.model, batch).flatten()[0]
-    together = losses[last].detach()
-    if not torch.isfinite(together):
-        return
-    if (alone - together).abs() > _tolerance(losses) * (1 + together.abs()):
-        raise Coupled(
-            f"a sample's loss is {alone.item():.6g} when it comes alone and "
-            f"{together.item():.6g} in the batch"
-        )
+    return [i for i, row in enumerate(rows) if row.any()]
 
 
 def _tolerance(values: Tensor) -> float:
     """Relative differences that rounding explains; autocast computes in half precision."""
-    if torch.is_autocast_enabled(values.device.type) or values.dtype in (
-        torch.float16,
-        torch.bfloat16,
-    ):
+    half = values.dtype in (torch.float16, torch.bfloat16)
+    if half or torch.is_autocast_enabled(values.device.type):
         return 5e-2
     return 1e-6 if values.dtype == torch.float64 else 2e-3
 
 
-def _gradients(problem: Problem, loss: Tensor) -> list[Tensor]:
+def _gradients(problem: Problem, loss: Tensor) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(
         loss, [*problem.parameters.values()], retain_graph=True, materialize_grads=True,
         allow_unused=True,
     )  # fmt: skip
-    return [gradient.to_dense() for gradient in gradients]
+    found = {
+        name: gradient.to_dense()
+        for name, gradient in zip(problem.parameters, gradients, strict=True)
+    }
+    if not all(gradient.isfinite().all() for gradient in found.values()):
+        raise Unverified("the gradients of the samples to check on are not finite")
+    return found
 
 
-def _compare(problem: Problem, ledger: Ledger, truth: list[list[Tensor]]) -> None:
-    """Compare rows and inner products of the first and the last sample with the truth."""
-    grams = ledger.grams()
-    chosen = (0, _SAMPLES - 1)
-    rows = [ledger.combine(_unit(i, problem)) for i in chosen]
-    sizes = [sum(g.double().square().sum() for g in row) ** 0.5 for row in truth]
-    for index, name in enumerate(problem.parameters):
-        for a, i in enumerate(chosen):
-            right = truth[a][index]
-            tolerance = _tolerance(right)
-            error = (rows[a][name] - right).double().norm()
-            if not error <= tolerance * (right.double().norm() + 1e-2 * sizes[a]):
-                raise Unsupported(f"the gradient of '{name}' does not match autograd's")
-            for b, j in enumerate(chosen):
-                product = (right.double() * truth[b][index].double()).sum()
-                bound = (right.double().norm() + 1e-2 * sizes[a]) * (
-                    truth[b][index].double().norm() + 1e-2 * sizes[b]
-                )
-                if not (grams[name][i, j] - product).abs() <= 3 * tolerance * bound:
-                    raise Unsupported(f"the inner products of '{name}' do not match autograd's")
+def _size(gradients: dict[str, Tensor]) -> Tensor:
+    """Give the norm of a whole gradient, against which small layers' errors are judged."""
+    norms = [gradient.double().norm().cpu() for gradient in gradients.values()]
+    return torch.stack(norms).norm()
+
+
+def _require_close(name: str, row: Tensor, truth: dict[str, Tensor]) -> None:
+    right = truth[name].double()
+    allowed = _tolerance(truth[name]) * (right.norm().cpu() + 1e-2 * _size(truth))
+    if not (row.double() - right).norm().cpu() <= allowed:
+        raise Unsupported(f"the gradient of '{name}' does not match autograd's")
+
+
+def _require_products(
+    name: str, gram: Tensor, rows: tuple[int, int], truth: list[dict[str, Tensor]]
+) -> None:
+    tolerance = 3 * _tolerance(truth[0][name])
+    sizes = [right[name].double().norm().cpu() + 1e-2 * _size(right) for right in truth]
+    for i, a, size_a in zip(rows, truth, sizes, strict=True):
+        for j, b, size_b in zip(rows, truth, sizes, strict=True):
+            product = (a[name].double() * b[name].double()).sum()
+            if not (gram[i, j] - product).abs().cpu() <= tolerance * size_a * size_b:
+                raise Unsupported(f"the inner products of '{name}' do not match autograd's")
 
 
 def _unit(i: int, problem: Problem) -> Tensor:

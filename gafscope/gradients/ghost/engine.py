@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gafscope import geometry
-from gafscope.gradients.ghost.check import Coupled, checked
+from gafscope.gradients.ghost.check import Coupled, Unverified, checked, verify
 from gafscope.gradients.ghost.ledger import Ledger
 from gafscope.gradients.ghost.places import Unsupported
-from gafscope.gradients.ghost.plan import Call, compare, survey
+from gafscope.gradients.ghost.plan import Plan, compare, survey
 from gafscope.gradients.ghost.products import Products
 from gafscope.gradients.ghost.run import Pass, PathChanged
 from gafscope.gradients.isolation import seed_everything
 from gafscope.gradients.problem import Problem
 
-# A model's plans and failures, so that the check runs once; the oldest go first.
-_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
-_PLANS_A_MODEL = 16
+# What is remembered of models, so that surveys and checks run once.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, Known]] = weakref.WeakKeyDictionary()
+_KNOWN_A_MODEL = 16
+_PLAIN = (bool, int, float, str)
 
 
 @final
@@ -39,73 +40,83 @@ class Ghost:
     Attributes:
         layers: Parameter name -> (k, k) float64 Gramian.
         losses: (k,) mean losses of the microbatches.
-        weights: What `weigh` answered.
-        named: Parameter name -> `sum_i w_i g_i`; None where `weigh` gave no weights.
+        combine: (k,) weights -> parameter name -> `sum_i w_i g_i`, without the rows of weight 0.
+        random: The model draws random numbers (dropout).
     """
 
     layers: dict[str, Tensor]
     losses: Tensor
-    weights: Tensor | None = None
-    named: dict[str, Tensor] | None = None
+    combine: Callable[[Tensor], dict[str, Tensor]]
+    random: bool
 
 
-def ghost(
-    problem: Problem,
-    products: Products,
-    weigh: Callable[[dict[str, Tensor]], Tensor | None] | None = None,
-) -> Ghost:
-    """Measure, and combine the rows with weights that depend on the Gramian.
+def ghost(problem: Problem, products: Products, combines: bool) -> Ghost:
+    """Measure in one pass.
 
     Args:
         problem: The measurement.
         products: How to multiply.
-        weigh: From the parameters' Gramians to the rows' weights (k,), or None for no update.
+        combines: Keep what `combine` needs.
 
     Returns:
-        The Gramians and, with `weigh`, the weighted gradient.
+        Gramians, losses, and how to combine the rows.
 
     Raises:
         Unsupported: If the model cannot be taken exactly.
         Coupled: If its samples depend on each other.
     """
-    batch, n = problem.flat, problem.k * problem.u
+    known = _known(problem)
     try:
-        return _measure(problem, plan_of(problem), batch, n, products, weigh)
+        return _verified(problem, known, products, combines)
     except PathChanged:
         # Other lengths, or what a first call had cached: look again, once.
-        _PLANS.get(problem.model, {}).clear()
-        return _measure(problem, plan_of(problem), batch, n, products, weigh)
+        known.plan, known.verified = None, set()
+        return _verified(problem, known, products, combines)
 
 
-def plan_of(problem: Problem) -> tuple[Call, ...]:
-    """Find or make the plan for a model, a loss and a kind of batch.
+@final
+@dataclass(eq=False)
+class Known:
+    """What is remembered of a model with a loss and a kind of batch.
 
-    Args:
-        problem: The measurement.
-
-    Returns:
-        The plan.
-
-    Raises:
-        Unsupported: If there is none.
-        Coupled: If the samples depend on each other.
+    Attributes:
+        plan: The plan, or why there is none.
+        verified: The shapes (k, u) of measurements that were compared with rows alone.
     """
-    plans = _PLANS.setdefault(problem.model, {})
+
+    plan: Plan | Unsupported | Coupled | None = None
+    verified: set[tuple[int, int]] = field(default_factory=set)
+
+
+def _known(problem: Problem) -> Known:
+    """Find what is remembered; the oldest is forgotten first."""
+    remembered = _KNOWN.setdefault(problem.model, {})
     key = _kind(problem)
-    if key is not None and key in plans:
-        made = plans[key]
-    else:
-        made = _make_plan(problem)
-        if key is not None:
-            while len(plans) >= _PLANS_A_MODEL:
-                del plans[next(iter(plans))]
-            plans[key] = made
-    if isinstance(made, tuple):
-        return made
-    raise type(made)(str(made))
+    if key is None:
+        return Known()
+    if key not in remembered:
+        while len(remembered) >= _KNOWN_A_MODEL:
+            del remembered[next(iter(remembered))]
+        remembered[key] = Known()
+    return remembered[key]
 
 
-def _make_plan(problem: Problem) -> tuple[Call, ...] | Unsupported | Coupled:
+def _verified(problem: Problem, known: Known, products: Products, combines: bool) -> Ghost:
+    """Measure, and on first use compare two rows with gradients of their own."""
+    plan = known.plan if known.plan is not None else _make_plan(problem)
+    lasting = not isinstance(plan, Unverified) and getattr(plan, "certain", True)
+    known.plan = plan if lasting else None
+    if not isinstance(plan, Plan):
+        raise type(plan)(str(plan))
+    result = _measure(problem, plan, products, combines)
+    shape = problem.k, problem.u
+    if not plan.random and (shape not in known.verified or not lasting):
+        verify(problem, result.layers, result.losses)
+        known.verified.add(shape)
+    return result
+
+
+def _make_plan(problem: Problem) -> Plan | Unsupported | Coupled:
     try:
         seed_everything(problem.model, problem.seed)
         two = survey(problem, 2)
@@ -115,33 +126,24 @@ def _make_plan(problem: Problem) -> tuple[Call, ...] | Unsupported | Coupled:
         return checked(problem, compare(two, three))
     except (Unsupported, Coupled) as error:
         # Without the traceback, whose frames hold tensors.
-        return type(error)(str(error)) if type(error) is not PathChanged else Unsupported(str(error))
+        kind = Unsupported if isinstance(error, PathChanged) else type(error)
+        return kind(str(error))
 
 
-def _measure(
-    problem: Problem,
-    calls: tuple[Call, ...],
-    batch: Any,
-    n: int,
-    products: Products,
-    weigh: Callable[[dict[str, Tensor]], Tensor | None] | None,
-) -> Ghost:
-    ledger = Ledger(problem.parameters, calls, problem.k, products, keep=weigh is not None)
-    run = Pass(problem, calls, n, problem.k, ledger)
+def _measure(problem: Problem, plan: Plan, products: Products, combines: bool) -> Ghost:
+    ledger = Ledger(problem.parameters, plan.calls, problem.k, products, keep=combines)
+    run = Pass(problem, plan.calls, problem.k * problem.u, problem.k, ledger)
     try:
         seed_everything(problem.model, problem.seed)
-        losses = run.forward(batch)
+        losses = run.forward(problem.flat)
         run.backward(losses)
         layers = {name: geometry.blank_rows(gram) for name, gram in ledger.grams().items()}
         means = losses.detach().view(problem.k, -1).mean(1)
-        if weigh is None:
-            return Ghost(layers, means)
-        weights = weigh(layers)
-        named = None if weights is None else ledger.combine(weights)
-        return Ghost(layers, means, weights, named)
+        return Ghost(layers, means, ledger.combine, plan.random)
     finally:
         run.release()
-        ledger.release()
+        if not combines:
+            ledger.release()
 
 
 def _kind(problem: Problem) -> Any:
@@ -150,13 +152,20 @@ def _kind(problem: Problem) -> Any:
     device = next(iter(problem.parameters.values())).device.type
     try:
         loss = weakref.ref(problem.loss)
+        settings = _settings(problem.loss)
     except TypeError:
         return None
     return (
         loss,
         structure,
         tuple((leaf.ndim, leaf.dtype) for leaf in leaves),
-        tuple(module.training for module in problem.model.modules()),
-        tuple(problem.parameters),
+        settings,
+        tuple(_settings(module) for module in problem.model.modules()),
+        tuple((name, id(p)) for name, p in problem.parameters.items()),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
     )
+
+
+def _settings(owner: Any) -> tuple[Any, ...]:
+    """Give the plain attributes (training mode, rates, switches), which may steer a program."""
+    return tuple(item for item in vars(owner).items() if isinstance(item[1], _PLAIN))

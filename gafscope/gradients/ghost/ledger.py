@@ -73,7 +73,8 @@ class Ledger:
             elif name not in self._grams:
                 # Some of its uses received no gradient.
                 self._close(name, parameter.shape)
-        return {name: self._grams[name] for name in self._parameters}
+        # Products of blocks may differ from those of the transposed blocks in the last bit.
+        return {n: (self._grams[n] + self._grams[n].T) / 2 for n in self._parameters}
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """Add up rows, `sum_i w_i row_i`; those of weight 0 are left out.
@@ -131,7 +132,7 @@ class Ledger:
             own = sum_of_rows(self._pieces[key], part.shape).view(self._k, *part.shape)
             if key != name:
                 own = pull_rows(part, own, {name: parameter})[name]
-            rows += own.flatten(1)
+            rows += own.reshape(self._k, -1)
         self._grams[name] = self._products.gram(rows)
 
 

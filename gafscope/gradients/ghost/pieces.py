@@ -5,12 +5,13 @@ Shape legend: k rows, T positions each, (p, q) a matrix parameter, `shape` any p
 
 from __future__ import annotations
 
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class Piece(Protocol):
     """A contribution to the k rows of a parameter, kept in factors."""
 

@@ -43,6 +43,23 @@ class Call:
 
 
 @final
+@dataclass(frozen=True)
+class Plan:
+    """What a forward pass will do.
+
+    Attributes:
+        calls: The calls that involve parameters, in their order.
+        random: The pass draws random numbers.
+        certain: The check could tell all samples apart in all calls. A plan of which this is
+            not so holds for the batch that it was checked on.
+    """
+
+    calls: tuple[Call, ...]
+    random: bool
+    certain: bool
+
+
+@final
 @dataclass(eq=False)
 class Logged:
     """What the survey keeps of a call."""

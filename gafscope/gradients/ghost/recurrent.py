@@ -79,7 +79,8 @@ def _unrolled(
     Returns:
         The output sequence, and the last states, (layers * directions, n, features) each.
     """
-    if not isinstance(params, tuple | list) or not isinstance(num_layers, int):
+    packed = isinstance(hx, Tensor) and not hx.is_floating_point()
+    if packed:
         raise Unsupported("packed sequences have no unrolled form here")
     states: Sequence[Tensor] = hx if isinstance(hx, tuple | list) else (hx,)
     time = 1 if batch_first and x.ndim == 3 else 0
@@ -125,9 +126,30 @@ def _direction(
     return torch.stack(outputs, time), state
 
 
-UNROLLED: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+def _one_step(cell: _Cell) -> Callable[..., Any]:
+    def step(
+        x: Tensor,
+        hx: Any,
+        of_input: Tensor,
+        of_state: Tensor,
+        input_bias: Tensor | None = None,
+        state_bias: Tensor | None = None,
+    ) -> Any:
+        state = hx if isinstance(hx, tuple | list) else (hx,)
+        from_state = F.linear(state[0], of_state, state_bias)
+        new = cell(F.linear(x, of_input, input_bias), from_state, tuple(state))
+        return new if len(new) > 1 else new[0]
+
+    return step
+
+
+UNROLLED: dict[str, Callable[..., Any]] = {
     "lstm": lstm,
     "gru": gru,
     "rnn_tanh": rnn_tanh,
     "rnn_relu": rnn_relu,
+    "lstm_cell": _one_step(_lstm_cell),
+    "gru_cell": _one_step(_gru_cell),
+    "rnn_tanh_cell": _one_step(_simple_cell(torch.tanh)),
+    "rnn_relu_cell": _one_step(_simple_cell(torch.relu)),
 }

@@ -24,6 +24,10 @@ from gafscope.gradients.loss import check_differentiable, mean_loss
 from gafscope.gradients.problem import Problem
 
 
+# Functions whose output depends on the parameter's values and another tensor's shape only.
+_SHAPE_ONLY = ("expand_as", "view_as", "reshape_as", "type_as")
+
+
 class PathChanged(Unsupported):
     """The forward pass made other calls than the plan says."""
 
@@ -47,7 +51,8 @@ class Pass(CallTrace):
         self._listening = False
         self._makers: dict[int, tuple[Maker, list[Tensor | None], int]] = {}
         self._sources: list[GradientEdge] = []
-        self.outputs: list[tuple[Call, int, GradientEdge]] = []
+        # Of every watched output: its call's index in the plan, its own, and its place in the graph.
+        self.outputs: list[tuple[int, int, GradientEdge]] = []
 
     def forward(self, batch: Any) -> Tensor:
         """Run the forward pass.
@@ -101,11 +106,15 @@ class Pass(CallTrace):
         before = args
         if _writes(name) and name not in HANDLERS and isinstance(args[0], Tensor):
             before = (args[0].detach().clone(), *args[1:])
-        fed = any(t.requires_grad for t, key in zip(given, keys, strict=True) if key is None)
+        connected = name not in _SHAPE_ONLY and any(
+            tensor.requires_grad for tensor, key in zip(given, keys, strict=True) if key is None
+        )
         result = func(*args, **kwargs)
         outputs = differentiable(result)
         if not outputs:
             return result
+        if any(tensor.is_complex() for tensor in outputs):
+            raise Unsupported(f"'{name}' gives complex numbers")
         call = self._next(name, keys, len(outputs))
         if call.derives:
             for key, tensor in zip(call.made, outputs, strict=True):
@@ -114,12 +123,16 @@ class Pass(CallTrace):
             return result
         use = Use(call, func, before, kwargs, result, outputs, self._n, self._k)
         index = self._position
-        self._makers[index] = (maker_of(use), [None] * len(outputs), len(outputs))
+        try:
+            maker = maker_of(use)
+        except (TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+            raise Unsupported(f"'{name}' is called in an unknown way ({error!r})") from error
+        self._makers[index] = (maker, [None] * len(outputs), len(outputs))
         use.release()
         for j, output in enumerate(outputs):
             edge = get_gradient_edge(output)
-            self.outputs.append((call, j, edge))
-            if not fed:
+            self.outputs.append((self._position - 1, j, edge))
+            if not connected:
                 self._sources.append(edge)
             output.register_hook(partial(self._arrived, index, j))
         return result

@@ -9,7 +9,7 @@ from gafscope.gradients.ghost.calls.use import Maker, Use
 from gafscope.gradients.ghost.pieces import Lookup, Piece
 from gafscope.gradients.ghost.places import Place, Unsupported
 
-_SUM, _MEAN = 0, 1
+_MEAN, _MAX = 1, 2
 
 
 def embedding(use: Use) -> Maker | None:
@@ -39,7 +39,7 @@ def embedding(use: Use) -> Maker | None:
 
 
 def embedding_bag(use: Use) -> Maker | None:
-    """Handle `embedding_bag` of sums or means over bags of one size."""
+    """Handle `embedding_bag` over bags of one size: a bag's vectors share its gradient."""
     names = (
         "weight", "input", "offsets", "scale_grad_by_freq", "mode", "sparse",
         "per_sample_weights", "include_last_offset", "padding_idx",
@@ -50,7 +50,7 @@ def embedding_bag(use: Use) -> Maker | None:
         raise Unsupported("scale_grad_by_freq divides by counts over the whole batch")
     size = len(ids) // max(len(offsets), 1)
     even = torch.equal(offsets, torch.arange(0, len(ids), max(size, 1), device=offsets.device))
-    if mode not in (_SUM, _MEAN) or not even or last or out != Place(0) or not key:
+    if not even or last or out != Place(0) or not key:
         raise Unsupported("this kind of embedding_bag has no form here")
     if scale is not None and use.key(scale):
         raise Unsupported("per_sample_weights of an embedding_bag are parameters")
@@ -62,12 +62,18 @@ def embedding_bag(use: Use) -> Maker | None:
         counted = counted / counted.sum(1, keepdim=True).clamp(min=1)
     if scale is not None:
         counted = counted * scale.detach().view(-1, size)
+    shares = counted[:, :, None]
+    if mode == _MAX:
+        # Each number of the output is that of one vector.
+        seen = weight.detach()[ids].masked_fill(counted[:, :, None] == 0, -torch.inf)
+        largest = seen.argmax(1, keepdim=True)
+        shares = torch.zeros_like(seen).scatter_(1, largest, 1.0) * counted[:, :, None]
 
     def make(gradients: list[Tensor | None]) -> list[tuple[str, Piece]]:
         gradient = gradients[0]
         if gradient is None:
             return []
-        spread = counted[:, :, None] * gradient[:, None]
+        spread = shares * gradient[:, None]
         right = use.positions(spread, out)
         return [(key, Lookup(ids.reshape(use.k, -1), right, weight.shape[0]))]
 

@@ -50,7 +50,7 @@ def _dense(use: Use, x: Any, weight: Any, bias: Any, transposed: bool) -> Maker 
         made: list[tuple[str, Piece]] = []
         outputs = use.positions(gradient, out)
         if weight_key:
-            inputs = use.positions(kept(), out)
+            inputs = use.positions(kept(), out).to(gradient.dtype)
             made.append(
                 (weight_key, Outer(inputs, outputs) if transposed else Outer(outputs, inputs))
             )

@@ -1,0 +1,104 @@
+"""`python -m gafscope cost`, as a user types it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from gafscope.cli import main
+
+TINY = ["--samples", "4", "--engines", "loop", "--peers", "opacus", "--repeats", "1"]
+
+
+@pytest.mark.parametrize("what", [[], ["--what", "engines"]])
+def test_engines_are_the_default(what, tmp_path, capsys):
+    words = ["--models", "mlp", *TINY, "--microbatches", "2x2", "--output", str(tmp_path)]
+    assert main(["cost", *what, *words]) == 0
+    table = pd.read_csv(tmp_path / "engines.csv")
+    shapes = set(zip(table["k"], table["u"], strict=True))
+    assert shapes == {(4, 1), (2, 2)}
+    assert {"plain", "loop", "averaging step", "GAF step"} <= set(table["method"])
+    for name in ("engines.png", "engines.svg", "microbatches.png"):
+        assert (tmp_path / "figures" / name).stat().st_size > 0
+    text = capsys.readouterr().out
+    assert "mlp, 411,146 parameters" in text
+    assert str(tmp_path / "engines.csv") in text
+    assert "memory ratio" in text
+
+
+def test_peers_that_are_missing_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gafscope.analyses.cost_peers.importlib.util.find_spec", lambda name: None)
+    words = ["--models", "mlp", *TINY, "--microbatches", "--output", str(tmp_path)]
+    assert main(["cost", *words]) == 0
+    assert "Not installed, so not measured: opacus" in capsys.readouterr().out
+
+
+def test_a_note_is_printed_once_with_its_sizes(tmp_path, capsys):
+    words = ["--models", "mlp", "--samples", "16", "32", "--engines", "loop", "--limit", "1.01"]
+    rest = ["--peers", "--microbatches", "--repeats", "1", "--output", str(tmp_path)]
+    assert main(["cost", *words, *rest]) == 0
+    text = capsys.readouterr().out
+    assert "loop (n=16 k=16): not timed:" in text
+    assert "more than the limit of 1.01" in text
+
+
+def test_growth(tmp_path, capsys):
+    words = [
+        "--model",
+        "mlp",
+        "--samples",
+        "2",
+        "4",
+        "8",
+        "--fixed-samples",
+        "4",
+        "--widths",
+        "0.5",
+    ]
+    rest = ["--microbatches", "2", "--engines", "loop", "--repeats", "1", "--output", str(tmp_path)]
+    assert main(["cost", "--what", "growth", *words, *rest]) == 0
+    assert len(pd.read_csv(tmp_path / "growth.csv")) == 2 * (3 + 1 + 1)
+    slopes = pd.read_csv(tmp_path / "growth-slopes.csv")
+    assert slopes["growth"].tolist() == ["n", "n"]
+    assert (tmp_path / "figures" / "growth.png").stat().st_size > 0
+    assert "slope" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["engines", "growth", "step"])
+def test_help_teaches(what, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["cost", "--what", what, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"cost --what {what}" in text
+    assert "--repeats" in text
+
+
+def test_help_names_the_other_tables(capsys):
+    with pytest.raises(SystemExit):
+        main(["cost", "--help"])
+    text = capsys.readouterr().out
+    assert "--what growth" in text
+    assert "--what step" in text
+    assert "[peers]" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--what", "engine"], ["engine", "'engines'"]),
+        (["--models", "rennet18"], ["rennet18", "'resnet18'"]),
+        (["--microbatches", "8*2"], ["8x2", "8*2"]),
+        (["--device", "tpu"], ["tpu", "cuda"]),
+        (["--what", "growth", "--fixed-samples", "10"], ["does not divide 10"]),
+    ],
+)
+def test_mistakes_are_explained(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["cost", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("gafscope: ")
+    assert message.count("\n") == 1
+    for word in words:
+        assert word in message
+    assert list(tmp_path.iterdir()) == []

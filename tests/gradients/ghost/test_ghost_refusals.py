@@ -1,0 +1,407 @@
+"""What the ghost engine cannot take is an error by name, and "auto" is right or says why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ghost_cases
+import pytest
+import torch
+import torch.nn.functional as F
+from ghost_cases import assert_same, check_right_or_refused, make, normal, tokens, waves
+from torch import Tensor, nn
+
+from gafscope.errors import UserError
+from gafscope.gradients import gramian, supervised
+
+T, D = 5, 4
+Loss = Callable[[Any, Any], Tensor]
+
+
+def layers() -> nn.Module:
+    return make(lambda: nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 3)))
+
+
+def contrastive(model: Any, x: Tensor) -> Tensor:
+    z = F.normalize(model(x), dim=1)
+    return F.cross_entropy(z @ z.T / 0.5, torch.arange(len(x)), reduction="none")
+
+
+def clip(model: Any, x: Tensor) -> Tensor:
+    a, b = F.normalize(model(x), dim=1), F.normalize(model(x.flip(1)), dim=1)
+    return F.cross_entropy(a @ b.mT, torch.arange(len(x)), reduction="none")
+
+
+def minus_mean(model: Any, x: Tensor) -> Tensor:
+    losses = waves(model, x)
+    return losses - 0.5 * losses.mean()
+
+
+def outputs_minus_mean(model: Any, x: Tensor) -> Tensor:
+    outputs = model(x)
+    return (outputs - outputs.mean(0)).square().sum(1) + outputs.square().sum(1)
+
+
+def times_detached_mean(model: Any, x: Tensor) -> Tensor:
+    losses = waves(model, x)
+    return losses * losses.detach().mean()
+
+
+def standardised_advantages(model: Any, x: Tensor) -> Tensor:
+    # Policy gradients: rewards are standardised over the batch without a gradient.
+    outputs = model(x)
+    rewards = outputs.detach().sum(1)
+    return (rewards - rewards.mean()) * outputs.square().sum(1)
+
+
+def ranked(model: Any, x: Tensor) -> Tensor:
+    losses = waves(model, x)
+    return losses * (losses.detach() >= losses.detach().median())
+
+
+def hardest(model: Any, x: Tensor) -> Tensor:
+    losses = waves(model, x)
+    return torch.where(losses == losses.max(), 2 * losses, losses)
+
+
+def softmax_over_samples(model: Any, x: Tensor) -> Tensor:
+    losses = waves(model, x)
+    return losses * losses.detach().softmax(0)
+
+
+def neighbour(model: Any, x: Tensor) -> Tensor:
+    outputs = model(x)
+    return (outputs - outputs.roll(1, 0).detach()).square().sum(1)
+
+
+def by_batch_size(model: Any, x: Tensor) -> Tensor:
+    return waves(model, x) / len(x)
+
+
+def first_sample(model: Any, x: Tensor) -> Tensor:
+    outputs = model(x)
+    return (outputs - outputs[:1].detach() * 0.5).square().sum(1)
+
+
+def another_program(model: Any, x: Tensor) -> Tensor:
+    return waves(model, x) if len(x) > 1 else waves(model, 2 * x)
+
+
+COUPLED_LOSSES: dict[str, Loss] = {
+    "contrastive": contrastive,
+    "clip": clip,
+    "minus the batch mean": minus_mean,
+    "outputs minus their mean": outputs_minus_mean,
+    "times the detached mean": times_detached_mean,
+    "standardised advantages": standardised_advantages,
+    "only the harder half": ranked,
+    "the hardest twice": hardest,
+    "softmax over samples": softmax_over_samples,
+    "detached neighbour": neighbour,
+    "divided by the batch size": by_batch_size,
+    "against the first sample": first_sample,
+    "another program for one sample": another_program,
+}
+
+
+class Mixing(nn.Module):
+    """Layers with something between them that joins the samples."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.a, self.b = nn.Linear(D, D), nn.Linear(D, 3)
+        self.mix = mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.mix(self.a(x)).tanh())
+
+
+def standardise(x: Tensor) -> Tensor:
+    return (x - x.mean(0)) / (x.std(0, correction=0) + 0.1)
+
+
+COUPLED_MODELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "flip": lambda x: x + x.flip(0),
+    "detached flip": lambda x: x * x.flip(0).detach(),
+    "roll": lambda x: x + x.roll(1, 0),
+    "batch normalisation by hand": standardise,
+    "detached statistics": lambda x: (
+        (x - x.mean(0).detach()) / (x.std(0, correction=0).detach() + 0.1)
+    ),
+    "batch norm by function": lambda x: F.batch_norm(x, None, None, training=True),
+    "attention over samples": lambda x: (x @ x.T).softmax(-1) @ x,
+    "sum over samples": lambda x: x + x.sum(0),
+    "maximum over samples": lambda x: x - x.max(0).values,
+    "global scale": lambda x: x / x.detach().abs().max(),
+    "cumulative": lambda x: x.cumsum(0),
+    "sorted features": lambda x: x.sort(0).values,
+    "mixed up halves": lambda x: (
+        x.reshape(2, -1).T.reshape(x.shape) if len(x) % 2 == 0 else x.roll(1, 0)
+    ),
+}
+
+
+def assert_refused(model: nn.Module, batch: Any, loss: Loss) -> None:
+    """An error by name; with "auto" the same error, or a note that another engine did it."""
+    with pytest.raises(UserError) as error:
+        gramian(model, loss, batch, engine=ghost_cases.ENGINE)
+    assert len(str(error.value)) < 600
+    try:
+        found = gramian(model, loss, batch, engine="auto")
+    except UserError as second:
+        assert re.search(r"sampl", str(second))
+    else:
+        assert_same(found, gramian(model, loss, batch, engine="loop"))
+        assert found.engine != ghost_cases.ENGINE
+        assert found.notes
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("name", COUPLED_LOSSES)
+def test_losses_that_couple_samples(name, n):
+    assert_refused(layers(), normal(D)(n), COUPLED_LOSSES[name])
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("name", COUPLED_MODELS)
+def test_models_that_couple_samples(name, n):
+    if name == "batch norm by function":
+        # One sample alone has no statistics, so the loop cannot be asked.
+        with pytest.raises((UserError, ValueError)):
+            gramian(make(lambda: Mixing(COUPLED_MODELS[name])), waves, normal(D)(n), engine="ghost")
+        return
+    assert_refused(make(lambda: Mixing(COUPLED_MODELS[name])), normal(D)(n), waves)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "times the detached mean", "minus the batch mean"])
+@pytest.mark.parametrize("k", [3, 2, 1])
+def test_coupling_inside_a_microbatch_is_right_or_refused(name, k):
+    # A microbatch of several samples may couple them: that is what the loop differentiates.
+    check_right_or_refused(layers(), normal(D)(6), COUPLED_LOSSES[name], k)
+
+
+@pytest.mark.parametrize("k", [3, 2, 1])
+def test_batch_norm_in_training_mode_with_microbatches_is_right_or_refused(k):
+    model = make(lambda: nn.Sequential(nn.Linear(D, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)))
+    check_right_or_refused(model, normal(D)(6), k=k)
+    model = make(lambda: Mixing(standardise))
+    check_right_or_refused(model, normal(D)(6), k=k)
+
+
+@pytest.mark.parametrize("engine", ["ghost", "auto"])
+def test_batch_norm_in_training_mode_has_no_gradients_of_samples(engine):
+    model = make(lambda: nn.Sequential(nn.Linear(D, 6), nn.BatchNorm1d(6)))
+    engine = ghost_cases.ENGINE if engine == "ghost" else engine
+    with pytest.raises(UserError, match=r"'1' is a BatchNorm1d.*eval\(\).*GroupNorm"):
+        gramian(model, waves, normal(D)(6), engine=engine)
+    untracked = make(lambda: nn.Sequential(nn.BatchNorm1d(D, track_running_stats=False)).eval())
+    with pytest.raises(UserError, match=r"'0' is a BatchNorm1d"):
+        gramian(untracked, waves, normal(D)(6), engine=engine)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_a_loss_that_averages_itself(k):
+    model, batch = layers(), normal(D)(6)
+
+    def scalar(model: Any, x: Tensor) -> Tensor:
+        return waves(model, x).mean()
+
+    with pytest.raises(UserError, match=r"(?i)loss"):
+        gramian(model, scalar, batch, k, engine=ghost_cases.ENGINE)
+    found = gramian(model, scalar, batch, k, engine="auto")
+    assert_same(found, gramian(model, scalar, batch, k, engine="loop"))
+    assert found.engine != ghost_cases.ENGINE
+
+
+def test_wrong_losses_are_errors_as_with_every_engine():
+    model, batch = layers(), normal(D)(6)
+    wrong: dict[str, Loss] = {
+        "shape": lambda m, x: m(x),
+        "one more": lambda m, x: torch.cat([waves(m, x), waves(m, x)[:1]]),
+        "integers": lambda m, x: waves(m, x).long(),
+        "no tensor": lambda m, x: 3,
+        "no graph": lambda m, x: waves(m, x).detach(),
+    }
+    for loss in wrong.values():
+        for engine in ("loop", ghost_cases.ENGINE, "auto"):
+            with pytest.raises(UserError, match=r"[Ll]oss"):
+                gramian(model, loss, batch, engine=engine)
+
+
+def test_a_mistake_in_the_model_is_shown_as_it_is():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        gramian(layers(), waves, normal(D + 1)(6), engine="auto")
+    with pytest.raises((RuntimeError, UserError), match="shapes cannot be multiplied"):
+        gramian(layers(), waves, normal(D + 1)(6), engine=ghost_cases.ENGINE)
+
+
+class Doubled(torch.autograd.Function):
+    """x @ w with a backward of its own, which no function mode sees."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return grad @ w.T, 2 * x.flatten(0, -2).T @ grad.flatten(0, -2)
+
+
+class Program(nn.Module):
+    """Two layers, a parameter, and a function of them."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]):
+        super().__init__()
+        self.a, self.b = nn.Linear(D, D), nn.Linear(D, D)
+        self.w = nn.Parameter(torch.randn(D, D))
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def permuted(m: Any, x: Tensor) -> Tensor:
+    order = x.sum(-1).argsort()
+    return m.a(x[order]).tanh()[order.argsort()]
+
+
+def experts(m: Any, x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    first = x[:, 0] > 0
+    out[first] = m.a(x[first])
+    out[~first] = m.b(x[~first])
+    return out
+
+
+def experts_by_index(m: Any, x: Tensor) -> Tensor:
+    chosen = (x[:, 0] > 0).nonzero().squeeze(1)
+    return m.b(x).index_add(0, chosen, m.a(x.index_select(0, chosen)).tanh())
+
+
+def one_by_one(m: Any, x: Tensor) -> Tensor:
+    return torch.stack([m.a(row).tanh() for row in x])
+
+
+def in_halves(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([m.a(part).tanh() for part in x.chunk(2)])
+
+
+def weights_of_each_sample(m: Any, x: Tensor) -> Tensor:
+    made = (m.a(x)[:, :, None] * m.w).tanh()
+    return torch.bmm(made, x[:, :, None]).squeeze(2)
+
+
+def samples_as_groups(m: Any, x: Tensor) -> Tensor:
+    # Dynamic convolution: every sample becomes a group of one large convolution.
+    n = len(x)
+    kernels = (m.w[None] * m.a(x)[:, :, None]).reshape(n * D, D, 1)
+    return F.conv1d(x.reshape(1, n * D, 1), kernels, groups=n).view(n, D)
+
+
+def samples_as_channels(m: Any, x: Tensor) -> Tensor:
+    n = len(x)
+    return F.conv1d(x.reshape(1, n * D, 1), m.w[:, :1, None].repeat(n, 1, 1), groups=n * D).view(
+        n, D
+    )
+
+
+def samples_last(m: Any, x: Tensor) -> Tensor:
+    return F.conv1d(x.T[None], m.w[:, :, None])[0].T
+
+
+def samples_interleaved(m: Any, x: Tensor) -> Tensor:
+    pairs = torch.stack([x, x.sin()], 1).flatten(0, 1)
+    return m.a(pairs).view(len(x), 2, D).prod(1)
+
+
+def strided_view(m: Any, x: Tensor) -> Tensor:
+    return m.a(x.as_strided(x.shape, x.stride())).tanh()
+
+
+def while_large(m: Any, x: Tensor) -> Tensor:
+    for _ in range(3):
+        x = torch.where(x.norm(dim=1, keepdim=True) > 0.5, m.a(x) * 0.5, x)
+    return x
+
+
+def functional(m: Any, x: Tensor) -> Tensor:
+    twice = {"weight": m.w * 2, "bias": m.b.bias}
+    return torch.func.functional_call(m.a, twice, (x,))
+
+
+def replaced(m: Any, x: Tensor) -> Tensor:
+    return F.linear(x, nn.Parameter(m.w.detach() * 2)) + m.a(x)
+
+
+def under_data(m: Any, x: Tensor) -> Tensor:
+    return F.linear(x, m.w.data) + m.a(x)
+
+
+PROGRAMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "autograd function": lambda m, x: Doubled.apply(m.a(x), m.w),
+    "autograd function alone": lambda m, x: Doubled.apply(x, m.w),
+    "autograd function on a derived weight": lambda m, x: Doubled.apply(x, m.w * 1.5),
+    "aten operator": lambda m, x: torch.ops.aten.mm(x, m.w),
+    "samples in another order": permuted,
+    "samples reversed": lambda m, x: m.a(x.flip(0)).tanh().flip(0),
+    "samples rolled": lambda m, x: m.a(x.roll(1, 0)).tanh().roll(-1, 0),
+    "experts by mask": experts,
+    "experts by index": experts_by_index,
+    "one sample after the other": one_by_one,
+    "in halves": in_halves,
+    "weights of each sample": weights_of_each_sample,
+    "samples as groups": samples_as_groups,
+    "samples as channels": samples_as_channels,
+    "samples last": samples_last,
+    "samples interleaved": samples_interleaved,
+    "samples twice": lambda m, x: m.a(torch.cat([x, x.sin()])).tanh().view(2, len(x), D).sum(0),
+    "samples twice, overlapping": lambda m, x: m.a(torch.cat([x, x[:1]]))[: len(x)].tanh(),
+    "strided view": strided_view,
+    "a loop over values": while_large,
+    "functional call": functional,
+    "a new parameter": replaced,
+    "through .data": under_data,
+    "out of place bias": lambda m, x: m.a(x) + m.b.bias[None],
+    "vmap over samples": lambda m, x: torch.vmap(m.a)(x).tanh(),
+    "checkpointed lambda": lambda m, x: torch.utils.checkpoint.checkpoint(
+        lambda y: m.a(y).tanh() @ m.w, x, use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unusual_programs_are_right_or_refused(name, n):
+    check_right_or_refused(make(lambda: Program(PROGRAMS[name])), normal(D)(n))
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if "samples" not in name])
+def test_unusual_programs_with_microbatches_are_right_or_refused(name):
+    check_right_or_refused(make(lambda: Program(PROGRAMS[name])), normal(D)(6), k=3)
+
+
+def test_a_batch_whose_samples_are_not_its_leading_dimension_inside():
+    # Sequences of several samples in one row, told apart by an index (packed batches).
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(D, D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = len(x)
+            flat = x.reshape(1, -1, D)
+            owner = torch.arange(n).repeat_interleave(x.shape[1])
+            return torch.zeros(n, D, dtype=x.dtype).index_add(0, owner, self.a(flat)[0].tanh())
+
+    for n in (2, 3, 6):
+        check_right_or_refused(make(Packed), normal(T, D)(n))
+
+
+def test_supervised_losses_of_pairs_of_tensors_only():
+    loss = supervised(F.cross_entropy)
+    with pytest.raises(UserError, match="pair"):
+        gramian(layers(), loss, {"x": normal(D)(6), "y": tokens(3)(6)}, engine=ghost_cases.ENGINE)
