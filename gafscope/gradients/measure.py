@@ -119,5 +119,5 @@ def gramian(
         return measure(problem, name, sizes, precision, combines=False)
 
     measured, used, notes = run_engine(problem, engine, memory_budget, False, work)
-    matrices = measured.layers
+    matrices, notes = measured.layers, (*notes, *measured.notes)
     return Gramian(sum_of_layers(matrices), matrices if layers else {}, used, notes)

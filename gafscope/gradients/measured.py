@@ -38,11 +38,13 @@ class Measured:
         losses: (k,), the mean losses.
         combine: (k,) weights -> parameter name -> `sum_i w_i g_i`, without the rows of weight 0.
             From the rows where all are held, else from a second pass; call it in `untouched`.
+        notes: What the reader should know.
     """
 
     layers: Rows
     losses: Tensor
     combine: Callable[[Tensor], Rows]
+    notes: tuple[str, ...] = ()
 
 
 def compute_rows(
@@ -92,7 +94,8 @@ def measure(
         Gramians, losses, and how to combine the rows.
     """
     if engine == "ghost":
-        return Measured(*ghost_in_blocks(problem, Products(precision), sizes.chunk, combines))
+        found = ghost_in_blocks(problem, Products(precision), sizes.chunk, combines)
+        return Measured(found.layers, found.losses, found.combine, found.notes)
     k, block = problem.k, sizes.block
     if block >= k:
         rows, losses = compute_rows(problem, engine, sizes.chunk, 0, k)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from gafscope import geometry
 from gafscope.errors import UserError
+from gafscope.gradients.choice import run_engine
 from gafscope.gradients.isolation import kept_buffers, seed_everything, untouched
 from gafscope.gradients.loss import Loss, mean_loss
-from gafscope.gradients.choice import run_engine
 from gafscope.gradients.measured import Rows, measure
 from gafscope.gradients.problem import Problem, make_problem
 from gafscope.gradients.types import Gramian, sum_of_layers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,9 +14,7 @@ from gafscope.gradients.ghost.products import Products
 from gafscope.gradients.problem import Problem
 
 
-def ghost_in_blocks(
-    problem: Problem, products: Products, capacity: int, combines: bool
-) -> tuple[dict[str, Tensor], Tensor, Callable[[Tensor], dict[str, Tensor]]]:
+def ghost_in_blocks(problem: Problem, products: Products, capacity: int, combines: bool) -> Ghost:
     """Measure with at most so many rows in one pass.
 
     Args:
@@ -27,8 +24,7 @@ def ghost_in_blocks(
         combines: Whether the rows will be added up.
 
     Returns:
-        Parameter name -> (k, k) float64 Gramian; (k,) losses; and a function from (k,) weights to
-        parameter name -> `sum_i w_i g_i`.
+        Gramians, losses, and how to combine the rows.
 
     Raises:
         Unsupported: If the model cannot be taken exactly, or not in blocks.
@@ -36,14 +32,14 @@ def ghost_in_blocks(
     """
     k = problem.k
     if capacity >= k:
-        whole = ghost(problem, products, combines)
-        return whole.layers, whole.losses, whole.combine
+        return ghost(problem, products, combines)
     if capacity < 2:
         raise Unsupported("the memory does not hold two microbatches at once")
     size = capacity // 2
     blocks = [range(start, min(start + size, k)) for start in range(0, k, size)]
     layers: dict[str, Tensor] = {}
     losses: dict[int, Tensor] = {}
+    notes: tuple[str, ...] = ()
     for i, a in enumerate(blocks):
         for b in blocks[i + 1 :]:
             rows = [*a, *b]
@@ -55,6 +51,7 @@ def ghost_in_blocks(
                 own = index.to(matrix.device)
                 layers[name][own[:, None], own] = matrix
             losses |= dict(zip(rows, part.losses, strict=True))
+            notes = notes or part.notes
 
     def combine(weights: Tensor) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
@@ -65,7 +62,8 @@ def ghost_in_blocks(
                 total = {name: total[name] + g for name, g in part.items()} if total else part
         return total or {n: torch.zeros_like(p.detach()) for n, p in problem.parameters.items()}
 
-    return layers, torch.stack([losses[i] for i in range(k)]), combine
+    together = torch.stack([losses[i] for i in range(k)])
+    return Ghost(layers, together, combine, random=False, notes=notes)
 
 
 def _pass(problem: Problem, products: Products, rows: list[int], combines: bool) -> Ghost:

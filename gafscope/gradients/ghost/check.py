@@ -75,19 +75,22 @@ def checked(problem: Problem, calls: tuple[Call, ...]) -> Plan:
         truth = [_gradients(problem, losses[i]) for i in (0, _SAMPLES - 1)]
         run.backward(losses, keep_graph=True)
         grams = ledger.grams()
+        dtype = next(iter(problem.parameters.values())).dtype
+        tolerance = _tolerance(dtype, run.halves)
         rows = [ledger.combine(_unit(i, problem)) for i in (0, _SAMPLES - 1)]
         for name in problem.parameters:
             for row, right in zip(rows, truth, strict=True):
-                _require_close(name, row[name], right)
-            _require_products(name, grams[name], (0, _SAMPLES - 1), truth)
-    return Plan(calls, random=random, certain=certain)
+                _require_close(name, row[name], right, tolerance)
+            _require_products(name, grams[name], (0, _SAMPLES - 1), truth, tolerance)
+    return Plan(calls, random, certain, tolerance)
 
 
-def verify(problem: Problem, grams: dict[str, Tensor], losses: Tensor) -> None:
+def verify(problem: Problem, plan: Plan, grams: dict[str, Tensor], losses: Tensor) -> None:
     """Compare two rows of a measurement with the gradients of their microbatches alone.
 
     Args:
-        problem: The measurement; nothing in it is random.
+        problem: The measurement.
+        plan: Its plan, in which nothing is random.
         grams: Parameter name -> (k, k) Gramian.
         losses: (k,) mean losses.
 
@@ -102,14 +105,14 @@ def verify(problem: Problem, grams: dict[str, Tensor], losses: Tensor) -> None:
     chosen = int(finite[0]), int(finite[-1])
     alone = [loop_rows(problem, i, i + 1) for i in chosen]
     for i, (_, (loss,)) in zip(chosen, alone, strict=True):
-        if not (loss - losses[i]).abs() <= _tolerance(losses) * (1 + loss.abs()):
+        if not (loss - losses[i]).abs() <= plan.tolerance * (1 + loss.abs()):
             raise Coupled(
                 f"a loss is {loss.item():.6g} when its sample comes alone and "
                 f"{losses[i].item():.6g} in the batch"
             )
     truth = [{name: row[0] for name, row in rows.items()} for rows, _ in alone]
     for name, gram in grams.items():
-        _require_products(name, gram, chosen, truth)
+        _require_products(name, gram, chosen, truth, plan.tolerance)
 
 
 @contextmanager
@@ -132,7 +135,13 @@ def _finite_samples(problem: Problem) -> list[int]:
     samples = replace(problem, batch=single, k=n, u=1)
     found: list[int] = []
     for i in range(min(n, _CANDIDATES)):
-        rows, _ = loop_rows(samples, i, i + 1)
+        try:
+            rows, _ = loop_rows(samples, i, i + 1)
+        except ValueError as error:
+            if problem.u == 1:
+                raise
+            # BatchNorm, for one, takes microbatches but no single samples.
+            raise Unsupported(f"a sample alone is an error: {error}") from error
         if all(row.isfinite().all() for row in rows.values()):
             found.append(i)
         if len(found) == _SAMPLES:
@@ -143,25 +152,28 @@ def _finite_samples(problem: Problem) -> list[int]:
 
 
 def _ordered(
-    calls: tuple[Call, ...], outputs: list[tuple[int, int, GradientEdge]], losses: Tensor
+    calls: tuple[Call, ...],
+    outputs: list[tuple[int, int, torch.Size, GradientEdge]],
+    losses: Tensor,
 ) -> tuple[tuple[Call, ...], bool]:
     """See that a sample's loss reaches its own positions only; turn places that need it.
 
     Returns:
         The calls, and whether every output received a gradient that could tell.
     """
-    edges = [edge for _, _, edge in outputs]
-    places = {index: list(calls[index].outputs) for index, _, _ in outputs}
+    edges = [edge for _, _, _, edge in outputs]
+    places = {index: list(calls[index].outputs) for index, *_ in outputs}
     told = [False] * len(outputs)
     for sample in (0, _SAMPLES - 1):
         if not edges:
             break
         gradients = torch.autograd.grad(losses[sample], edges, retain_graph=True, allow_unused=True)
-        for o, ((index, j, _), gradient) in enumerate(zip(outputs, gradients, strict=True)):
+        for o, ((index, j, shape, _), gradient) in enumerate(zip(outputs, gradients, strict=True)):
             place = places[index][j]
             if place is None or gradient is None or not gradient.any():
                 continue
             told[o] = True
+            gradient = gradient.view(shape)
             reached = _reached(gradient, place)
             if reached != [sample] and place.merged and not place.minor:
                 place = places[index][j] = place.turned()
@@ -190,12 +202,11 @@ def _reached(gradient: Tensor, place: Place) -> list[int]:
     return [i for i, row in enumerate(rows) if row.any()]
 
 
-def _tolerance(values: Tensor) -> float:
-    """Relative differences that rounding explains; autocast computes in half precision."""
-    half = values.dtype in (torch.float16, torch.bfloat16)
-    if half or torch.is_autocast_enabled(values.device.type):
+def _tolerance(dtype: torch.dtype, halves: bool) -> float:
+    """Give the relative difference that rounding explains."""
+    if halves:
         return 5e-2
-    return 1e-6 if values.dtype == torch.float64 else 2e-3
+    return 1e-6 if dtype == torch.float64 else 2e-3
 
 
 def _gradients(problem: Problem, loss: Tensor) -> dict[str, Tensor]:
@@ -218,22 +229,25 @@ def _size(gradients: dict[str, Tensor]) -> Tensor:
     return torch.stack(norms).norm()
 
 
-def _require_close(name: str, row: Tensor, truth: dict[str, Tensor]) -> None:
+def _require_close(name: str, row: Tensor, truth: dict[str, Tensor], tolerance: float) -> None:
     right = truth[name].double()
-    allowed = _tolerance(truth[name]) * (right.norm().cpu() + 1e-2 * _size(truth))
+    allowed = tolerance * (right.norm().cpu() + 1e-2 * _size(truth))
     if not (row.double() - right).norm().cpu() <= allowed:
         raise Unsupported(f"the gradient of '{name}' does not match autograd's")
 
 
 def _require_products(
-    name: str, gram: Tensor, rows: tuple[int, int], truth: list[dict[str, Tensor]]
+    name: str,
+    gram: Tensor,
+    rows: tuple[int, int],
+    truth: list[dict[str, Tensor]],
+    tolerance: float,
 ) -> None:
-    tolerance = 3 * _tolerance(truth[0][name])
     sizes = [right[name].double().norm().cpu() + 1e-2 * _size(right) for right in truth]
     for i, a, size_a in zip(rows, truth, sizes, strict=True):
         for j, b, size_b in zip(rows, truth, sizes, strict=True):
             product = (a[name].double() * b[name].double()).sum()
-            if not (gram[i, j] - product).abs().cpu() <= tolerance * size_a * size_b:
+            if not (gram[i, j] - product).abs().cpu() <= 3 * tolerance * size_a * size_b:
                 raise Unsupported(f"the inner products of '{name}' do not match autograd's")
 
 

@@ -85,6 +85,12 @@ class Convolution:
         """Memory of both factors."""
         return self.inputs.nbytes + self.gradient.nbytes
 
+    def first(self, rows: int) -> Convolution:
+        """Give the factors of the first rows."""
+        samples = rows * (len(self.inputs) // self.k)
+        inputs, gradient = self.inputs[:samples], self.gradient[:samples]
+        return Convolution(inputs, gradient, self.shape, self.geometry, rows)
+
     def slab(self, start: int, stop: int) -> Tensor:
         """Compute the weight's gradient row by row, for some of its first dimension."""
         u = len(self.inputs) // self.k
@@ -181,9 +187,7 @@ def shifted_gram(piece: Convolution, products: Products) -> Tensor:
     total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
     for t in range(0, len(b), strip):
         # Both factors are symmetric: pixels s before t are those of an earlier strip, transposed.
-        seen = torch.zeros_like(
-            b_gram := _product(b[t : t + strip], b[t:], products)
-        )
+        seen = torch.zeros_like(b_gram := _product(b[t : t + strip], b[t:], products))
         for shift in shifts:
             _add_shifted(seen, x_gram, shift, t, x.shape[:-2], b.shape[:-2])
         terms = seen.mul_(b_gram).view(-1, n, b[t:].numel() // (n * b.shape[-1]), n)

@@ -7,7 +7,7 @@ the parameters through its own graph.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def are_parts(parameter: nn.Parameter, derived: list[Tensor]) -> bool:
             return False
         spans.append((start, start + extent))
     spans.sort()
-    return all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    return all(a[1] <= b[0] for a, b in pairwise(spans))
 
 
 def pull_rows(

@@ -42,12 +42,14 @@ class Ghost:
         losses: (k,) mean losses of the microbatches.
         combine: (k,) weights -> parameter name -> `sum_i w_i g_i`, without the rows of weight 0.
         random: The model draws random numbers (dropout).
+        notes: What the reader should know.
     """
 
     layers: dict[str, Tensor]
     losses: Tensor
     combine: Callable[[Tensor], dict[str, Tensor]]
     random: bool
+    notes: tuple[str, ...] = ()
 
 
 def ghost(problem: Problem, products: Products, combines: bool) -> Ghost:
@@ -111,7 +113,7 @@ def _verified(problem: Problem, known: Known, products: Products, combines: bool
     result = _measure(problem, plan, products, combines)
     shape = problem.k, problem.u
     if not plan.random and (shape not in known.verified or not lasting):
-        verify(problem, result.layers, result.losses)
+        verify(problem, plan, result.layers, result.losses)
         known.verified.add(shape)
     return result
 
@@ -139,11 +141,21 @@ def _measure(problem: Problem, plan: Plan, products: Products, combines: bool) -
         run.backward(losses)
         layers = {name: geometry.blank_rows(gram) for name, gram in ledger.grams().items()}
         means = losses.detach().view(problem.k, -1).mean(1)
-        return Ghost(layers, means, ledger.combine, plan.random)
+        return Ghost(layers, means, ledger.combine, plan.random, _notes(products, ledger))
     finally:
         run.release()
         if not combines:
             ledger.release()
+
+
+def _notes(products: Products, ledger: Ledger) -> tuple[str, ...]:
+    error = ledger.error()
+    if error is None:
+        return ()
+    return (
+        f"products in {products.precision}: the cosine distance of the first two rows is off by "
+        f"{error:.1e}.",
+    )
 
 
 def _kind(problem: Problem) -> Any:

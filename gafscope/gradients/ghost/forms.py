@@ -11,6 +11,7 @@ Shape legend: k rows, T positions of a row, (p, q) a matrix parameter, n samples
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -30,7 +31,7 @@ _PIXELS = 192 << 20
 
 
 def gram_of(
-    pieces: list[Piece], shape: torch.Size, k: int, products: Products
+    pieces: Sequence[Piece], shape: torch.Size, k: int, products: Products
 ) -> tuple[Tensor, list[Piece]]:
     """Compute a parameter's Gramian.
 
@@ -50,11 +51,11 @@ def gram_of(
     if len(pieces) == 1 and isinstance(pieces[0], Convolution):
         return _convolution_gram(pieces[0], products)
     if all(isinstance(piece, Outer | Lookup) for piece in pieces):
-        return _outer_gram(pieces, shape, products), pieces
-    return _materialised(pieces, shape, k, products), pieces
+        return _outer_gram(pieces, products), [*pieces]
+    return _materialised(pieces, shape, k, products), [*pieces]
 
 
-def sum_of_rows(pieces: list[Piece], shape: torch.Size) -> Tensor:
+def sum_of_rows(pieces: Sequence[Piece], shape: torch.Size) -> Tensor:
     """Compute all rows of a parameter.
 
     Args:
@@ -71,9 +72,7 @@ def sum_of_rows(pieces: list[Piece], shape: torch.Size) -> Tensor:
     return total
 
 
-def _materialised(
-    pieces: list[Piece], shape: torch.Size, k: int, products: Products
-) -> Tensor:
+def _materialised(pieces: Sequence[Piece], shape: torch.Size, k: int, products: Products) -> Tensor:
     """Multiply rows of which some numbers are computed at a time."""
     first, rest = (shape[0], prod(shape[1:])) if shape else (1, 1)
     step = max(1, products.workspace // (4 * k * rest))
@@ -137,7 +136,7 @@ def _product_seconds(k: int, length: int, rate: Rates) -> float:
     return 0.7 * k * (k + 10) * length / rate.products + 4 * k * length / rate.traffic
 
 
-def _outer_gram(pieces: list[Piece], shape: torch.Size, products: Products) -> Tensor:
+def _outer_gram(pieces: Sequence[Piece], products: Products) -> Tensor:
     lookups = [piece for piece in pieces if isinstance(piece, Lookup)]
     outers = [piece for piece in pieces if isinstance(piece, Outer)]
     lookup = _joined_lookup(lookups, compact=not outers) if lookups else None
@@ -206,7 +205,7 @@ def _joined_lookup(lookups: list[Lookup], compact: bool) -> Lookup:
 
 def _ghost(a: Outer | Lookup, b: Outer | Lookup, products: Products) -> Tensor:
     """Multiply all rows of a with all of b, both in factors, strip by strip."""
-    k, t, q = a.right.shape
+    k, t, _ = a.right.shape
     s = b.right.shape[1]
     step = max(1, min(k, products.workspace // (8 * t * k * s)))
     total = torch.zeros(k, k, dtype=torch.float64, device=a.right.device)
@@ -217,7 +216,7 @@ def _ghost(a: Outer | Lookup, b: Outer | Lookup, products: Products) -> Tensor:
         others = right[first * s :]
         terms = products.prepared(a.right[rows]).flatten(0, 1) @ others.T
         left = _left_products(a, b, rows, first, products)
-        terms = (terms.float() * left.float() if terms.dtype == torch.bfloat16 else terms * left)
+        terms = terms.float() * left.float() if terms.dtype == torch.bfloat16 else terms * left
         block = terms.view(-1, t, k - first, s).sum((1, 3))
         total[rows, first:] += block
         if a is b:

@@ -13,9 +13,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from gafscope import geometry
 from gafscope.gradients.ghost.derived import are_parts, origins, pull, pull_rows
 from gafscope.gradients.ghost.forms import gram_of, sum_of_rows
-from gafscope.gradients.ghost.pieces import Piece, Rows
+from gafscope.gradients.ghost.pieces import Piece
 from gafscope.gradients.ghost.plan import Call, is_derived
 from gafscope.gradients.ghost.products import Products
 
@@ -48,6 +49,8 @@ class Ledger:
         self._reparametrised = {name for names in self._origins.values() for name in names}
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
         self._grams: dict[str, Tensor] = {}
+        # With coarse products: the Gramian of the first two rows, computed finely.
+        self._fine = torch.zeros(2, 2, dtype=torch.float64)
         self._derived: dict[str, Tensor] = {}
 
     def derive(self, key: str, tensor: Tensor) -> None:
@@ -75,6 +78,23 @@ class Ledger:
                 self._close(name, parameter.shape)
         # Products of blocks may differ from those of the transposed blocks in the last bit.
         return {n: (self._grams[n] + self._grams[n].T) / 2 for n in self._parameters}
+
+    def error(self) -> float | None:
+        """Compare with finer products, after `grams`.
+
+        Returns:
+            How far the cosine distance of the first two rows is off; None where products are
+            fine already.
+        """
+        if not self._coarse:
+            return None
+        both = torch.stack([self._grams[name][:2, :2].cpu() for name in self._parameters]).sum(0)
+        exact, found = geometry.cosine_distance(self._fine), geometry.cosine_distance(both)
+        return float((found - exact)[0, 1].abs())
+
+    @property
+    def _coarse(self) -> bool:
+        return self._products.precision == "bf16" and self._k > 1
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """Add up rows, `sum_i w_i row_i`; those of weight 0 are left out.
@@ -112,6 +132,9 @@ class Ledger:
             self._grams[key] = torch.zeros(self._k, self._k, dtype=torch.float64, device=device)
             return
         self._grams[key], kept = gram_of(pieces, shape, self._k, self._products)
+        if self._coarse:
+            two: list[Piece] = [piece.first(2) for piece in pieces]
+            self._fine += gram_of(two, shape, 2, Products())[0].cpu()
         self._pieces[key] = kept if self._keep else []
 
     def _close_reparametrised(self, name: str, parameter: nn.Parameter) -> None:
@@ -134,6 +157,8 @@ class Ledger:
                 own = pull_rows(part, own, {name: parameter})[name]
             rows += own.reshape(self._k, -1)
         self._grams[name] = self._products.gram(rows)
+        if self._coarse:
+            self._fine += Products().gram(rows[:2]).cpu()
 
 
 def _sum(pieces: list[Piece], like: Tensor, index: Tensor | None, weights: Tensor) -> Tensor:

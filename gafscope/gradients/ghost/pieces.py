@@ -35,6 +35,10 @@ class Piece(Protocol):
         """
         ...
 
+    def first(self, rows: int) -> Piece:
+        """Give the piece of the first rows alone."""
+        ...
+
     @property
     def nbytes(self) -> int:
         """Memory that the factors take."""
@@ -62,6 +66,10 @@ class Rows:
         rows = self.rows if index is None else self.rows[index]
         return weights.to(rows.dtype) @ rows.flatten(1)
 
+    def first(self, rows: int) -> Rows:
+        """Give the first rows."""
+        return Rows(self.rows[:rows])
+
     @property
     def nbytes(self) -> int:
         """Memory of the rows."""
@@ -82,12 +90,8 @@ class Outer:
 
     @property
     def width(self) -> int:
-        """p."""
+        """P."""
         return self.left.shape[2]
-
-    def columns(self) -> Tensor:
-        """Give the left factor, (k, T, p)."""
-        return self.left
 
     def slab(self, start: int, stop: int) -> Tensor:
         """Multiply part of the left factor with the right one."""
@@ -104,6 +108,10 @@ class Outer:
         else:
             left = left * scale
         return left.flatten(0, 1).T @ right.flatten(0, 1)
+
+    def first(self, rows: int) -> Outer:
+        """Give the factors of the first rows."""
+        return Outer(self.left[:rows], self.right[:rows])
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +149,10 @@ class Lookup:
         right = right * weights.to(right.dtype)[:, None, None]
         total = right.new_zeros(self.width, right.shape[2])
         return total.index_add_(0, ids.flatten(), right.flatten(0, 1))
+
+    def first(self, rows: int) -> Lookup:
+        """Give the factors of the first rows."""
+        return Lookup(self.ids[:rows], self.right[:rows], self.width)
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gafscope.gradients.ghost.places import Place, Unsupported, place_of
@@ -57,6 +56,7 @@ class Plan:
     calls: tuple[Call, ...]
     random: bool
     certain: bool
+    tolerance: float
 
 
 @final
@@ -168,9 +168,7 @@ def compare(two: list[Logged], three: list[Logged]) -> tuple[Call, ...]:
             raise Unsupported(f"'{a.name}' mixes the samples with a parameter")
         made = tuple(derived_key(index, j) for j in range(len(outputs))) if derives else ()
         derived.update(made)
-        calls.append(
-            Call(a.name, derives, tuple(keys), tuple(inputs), tuple(outputs), made)
-        )
+        calls.append(Call(a.name, derives, tuple(keys), tuple(inputs), tuple(outputs), made))
     return tuple(calls)
 
 

@@ -23,9 +23,11 @@ from gafscope.gradients.isolation import kept_buffers
 from gafscope.gradients.loss import check_differentiable, mean_loss
 from gafscope.gradients.problem import Problem
 
-
 # Functions whose output depends on the parameter's values and another tensor's shape only.
 _SHAPE_ONLY = ("expand_as", "view_as", "reshape_as", "type_as")
+
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class PathChanged(Unsupported):
@@ -51,8 +53,9 @@ class Pass(CallTrace):
         self._listening = False
         self._makers: dict[int, tuple[Maker, list[Tensor | None], int]] = {}
         self._sources: list[GradientEdge] = []
-        # Of every watched output: its call's index in the plan, its own, and its place in the graph.
-        self.outputs: list[tuple[int, int, GradientEdge]] = []
+        self.halves = False
+        # Of every watched output: its call's index in the plan, its own, its shape and its node.
+        self.outputs: list[tuple[int, int, torch.Size, GradientEdge]] = []
 
     def forward(self, batch: Any) -> Tensor:
         """Run the forward pass.
@@ -129,12 +132,15 @@ class Pass(CallTrace):
             raise Unsupported(f"'{name}' is called in an unknown way ({error!r})") from error
         self._makers[index] = (maker, [None] * len(outputs), len(outputs))
         use.release()
+        self.halves |= any(output.dtype in _HALVES for output in outputs)
         for j, output in enumerate(outputs):
+            shape = output.shape
+            output = _own_memory(output, given)
             edge = get_gradient_edge(output)
-            self.outputs.append((self._position - 1, j, edge))
+            self.outputs.append((self._position - 1, j, shape, edge))
             if not connected:
                 self._sources.append(edge)
-            output.register_hook(partial(self._arrived, index, j))
+            output.register_hook(partial(self._arrived, index, j, shape))
         return result
 
     def _next(self, name: str, keys: tuple[str | None, ...], outputs: int) -> Call:
@@ -145,11 +151,11 @@ class Pass(CallTrace):
                 return call
         raise PathChanged("the model makes other calls than for the first samples")
 
-    def _arrived(self, index: int, output: int, gradient: Tensor) -> None:
+    def _arrived(self, index: int, output: int, shape: torch.Size, gradient: Tensor) -> None:
         if not self._listening:
             return
         maker, gradients, missing = self._makers[index]
-        gradients[output] = gradient.detach()
+        gradients[output] = gradient.detach().view(shape)
         self._makers[index] = (maker, gradients, missing - 1)
         if missing == 1:
             self._finish(index)
@@ -158,6 +164,19 @@ class Pass(CallTrace):
         maker, gradients, _ = self._makers.pop(index)
         for key, piece in maker(gradients):
             self._ledger.add(key, piece)
+
+
+def _own_memory(output: Tensor, given: list[Tensor]) -> Tensor:
+    """Give what an output is a view of, if the call made it.
+
+    `linear` returns a view of its product. Writing to a view takes the view's node out of the
+    graph, and a hook on it would wait for ever.
+    """
+    base = output._base
+    if base is None or base.grad_fn is None or any(base is tensor for tensor in given):
+        return output
+    whole = base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    return base if whole else output
 
 
 def _writes(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -116,6 +117,21 @@ def check_right_or_refused(
         assert chosen.engine != ENGINE
         # One microbatch of everything is the loop's anyway.
         assert chosen.notes or k == 1
+
+
+def check_refused(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor] = waves) -> None:
+    """An error by name; with "auto" the same error, or a note that another engine did it."""
+    with pytest.raises(UserError) as error:
+        gramian(model, loss, batch, engine=ENGINE)
+    assert len(str(error.value)) < 600
+    try:
+        found = gramian(model, loss, batch, engine="auto")
+    except UserError as refusal:
+        assert "samples of this batch depend on each other" in str(refusal)
+    else:
+        assert_same(found, gramian(model, loss, batch, engine="loop"))
+        assert found.engine != ENGINE
+        assert found.notes
 
 
 def _largest(matrix: Tensor) -> float:

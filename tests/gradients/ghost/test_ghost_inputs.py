@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -161,6 +162,23 @@ def test_unsigned_bytes():
     check(model, batch, lambda model, x: waves(model, x.double() / 255))
 
 
+@dataclass
+class Scaled:
+    """A loss that cannot be hashed."""
+
+    scale: float
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        return self.scale * F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+class Bound:
+    """A loss that is a method, made anew whenever it is looked up."""
+
+    def loss(self, model: Any, batch: Any) -> Tensor:
+        return model(batch[0]).square().sum(1)
+
+
 LOSSES: dict[str, Callable[[Any, Any], Tensor]] = {
     "cross entropy": supervised(F.cross_entropy),
     "module": supervised(nn.CrossEntropyLoss(label_smoothing=0.1)),
@@ -175,6 +193,8 @@ LOSSES: dict[str, Callable[[Any, Any], Tensor]] = {
     ).mean(1),
     "kept to a list": lambda m, b: torch.stack(list(m(b[0]).square().sum(1))),
     "hinge": lambda m, b: (1 - m(b[0])[:, 0]).clamp(min=0),
+    "unhashable": Scaled(2.0),
+    "a method": Bound().loss,
     "selected": lambda m, b: m(b[0])[torch.arange(len(b[0])), b[1]].exp(),
 }
 

@@ -139,3 +139,12 @@ def test_other_engines_take_the_default_precision(engine):
     model, batch = case("mlp", 4)
     found = gramian(model, loss, batch, engine=engine)
     assert error(found, reference(model, batch)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+def test_every_precision_takes_models_of_any_type(dtype, precision):
+    model, (images, targets) = case("mlp", 6)
+    model, images = model.to(dtype), images.to(dtype)
+    found = ghost(model, (images, targets), precision)
+    assert error(found, reference(model, (images, targets))) < 2e-2

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from gafscope.gradients.ghost.calls.use import Maker, Use, unchanged
 from gafscope.gradients.ghost.pieces import Piece, Rows
 from gafscope.gradients.ghost.places import Unsupported
-from gafscope.gradients.ghost.trace import differentiable, tensors_in
+from gafscope.gradients.ghost.trace import tensors_in
 
 _Pull = Callable[[list[Tensor], list[Tensor]], tuple[Tensor, ...]]
 
