@@ -18,7 +18,8 @@ from gafscope.gradients.problem import make_problem
 from gafscope.gradients.weighted import weighted_gradient
 from gafscope.models import mlp
 
-ENGINES = ["loop", "vmap"]
+ROW_ENGINES = ["loop", "vmap"]
+ENGINES = [*ROW_ENGINES, "ghost"]
 N = 12
 WEIGHTS = torch.tensor([0.0, 0.3, 0, 0, 0.2, 0.1, 0, 0, 0, 0, 0, 0.4], dtype=torch.float64)
 
@@ -100,7 +101,7 @@ def budget_for_blocks(model: nn.Module, data: Any, rows: float) -> int:
     return int(rows * problem.row_bytes)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ROW_ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_rows_that_do_not_fit_are_computed_again(engine, dtype):
     model, data = make("mlp", dtype), batch("mlp", N, dtype)
@@ -136,7 +137,7 @@ def test_only_rows_with_a_weight_are_computed_again():
     assert calls[0] - calls[1] == int((WEIGHTS != 0).sum())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ROW_ENGINES)
 def test_the_second_pass_draws_the_dropout_masks_of_the_first(engine):
     # One sample of weight 1: its squared norm must be the Gramian's entry.
     model, data = mlp(192, (6,), 5, dropout=0.5).double(), batch("mlp", N, torch.float64)

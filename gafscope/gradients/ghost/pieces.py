@@ -90,7 +90,7 @@ class Outer:
 
     @property
     def width(self) -> int:
-        """P."""
+        """Number of columns of the left factor, p."""
         return self.left.shape[2]
 
     def slab(self, start: int, stop: int) -> Tensor:

@@ -137,8 +137,8 @@ def _one_step(cell: _Cell) -> Callable[..., Any]:
     ) -> Any:
         state = hx if isinstance(hx, tuple | list) else (hx,)
         from_state = F.linear(state[0], of_state, state_bias)
-        new = cell(F.linear(x, of_input, input_bias), from_state, tuple(state))
-        return new if len(new) > 1 else new[0]
+        hidden, *memory = cell(F.linear(x, of_input, input_bias), from_state, tuple(state))
+        return (hidden, *memory) if memory else hidden
 
     return step
 

@@ -54,7 +54,7 @@ LAYOUTS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize(("n", "t"), [(6, 5), (2, 2), (3, 3), (1, 1), (4, 2)])
+@pytest.mark.parametrize(("n", "t"), [(6, 5), (2, 2), (3, 3), (1, 1)])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_and_coinciding_sizes(name, n, t):
     check(make(LAYOUTS[name]), normal(t, D)(n))

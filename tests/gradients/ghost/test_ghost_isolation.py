@@ -146,7 +146,7 @@ class Bomb:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["before", "forward", "after", "backward"])
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("call", [1, 4, 6, 9])
 def test_nothing_is_left_behind_by_an_error(error, where, call):
     model, batch = with_a_past(), normal(3, 6, 6)(6)
     before = snapshot(model)
@@ -276,67 +276,6 @@ def test_no_activation_outlives_the_measurement():
     gc.collect()
     assert seen
     assert not [1 for reference in seen if reference() is not None]
-
-
-def test_a_measurement_inside_a_forward_hook():
-    inner, outer, batch = make(Net).eval(), make(Net).eval(), normal(3, 6, 6)(6)
-    expected = gramian(inner, waves, batch, engine="loop")
-    found = []
-    outer.conv.register_forward_hook(lambda *_: found.append(measure(inner, batch)) and None)
-    before = snapshot(inner)
-    assert_same(measure(outer, batch), expected)
-    assert found
-    for nested in found:
-        assert_same(nested, expected)
-    assert_as_before(inner, before)
-    assert _get_current_function_mode_stack() == []
-
-
-def test_a_measurement_inside_the_loss_of_another():
-    inner, outer, batch = make(Net).eval(), make(Net).eval(), normal(3, 6, 6)(6)
-    fixed = batch[:4].clone()
-    expected = gramian(outer, waves, batch, engine="loop")
-    inner_expected = gramian(inner, waves, fixed, engine="loop")
-
-    def nesting(model: nn.Module, x: Tensor) -> Tensor:
-        losses = waves(model, x)
-        assert_same(measure(inner, fixed), inner_expected)
-        return losses
-
-    assert_same(measure(outer, batch, nesting), expected)
-
-
-def test_a_measurement_of_the_same_model_inside_its_loss():
-    model, batch = make(Net).eval(), normal(3, 6, 6)(6)
-    fixed = batch[:4].clone()
-    expected = gramian(model, waves, batch, engine="loop")
-    inner_expected = gramian(model, waves, fixed, engine="loop")
-
-    def nesting(model: nn.Module, x: Tensor) -> Tensor:
-        assert_same(measure(model, fixed), inner_expected)
-        return waves(model, x)
-
-    try:
-        found = measure(model, batch, nesting)
-    except UserError:
-        return
-    assert_same(found, expected)
-
-
-def test_another_function_mode_is_still_there():
-    class Counting(torch.overrides.TorchFunctionMode):
-        calls = 0
-
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            self.calls += 1
-            return func(*args, **(kwargs or {}))
-
-    model, batch = make(Net).eval(), normal(3, 6, 6)(6)
-    expected = gramian(model, waves, batch, engine="loop")
-    with Counting() as mode:
-        assert_same(measure(model, batch), expected)
-        assert _get_current_function_mode_stack() == [mode]
-    assert mode.calls
 
 
 def test_an_earlier_graph_can_still_be_differentiated():

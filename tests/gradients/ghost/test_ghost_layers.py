@@ -238,7 +238,7 @@ ALL = DENSE | CONVOLUTIONS | NORMS | EMBEDDINGS
 @pytest.mark.parametrize("name", ALL)
 def test_the_layer_alone(name):
     factory, batch = ALL[name]
-    check(make(factory), batch(6), microbatches=(None, 3, 2))
+    check(make(factory), batch(6), microbatches=(None, 2 + list(ALL).index(name) % 2))
 
 
 @pytest.mark.parametrize("name", UNUSUAL_EMBEDDINGS)

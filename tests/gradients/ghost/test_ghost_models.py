@@ -23,20 +23,20 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "cnn": (lambda: cnn(3, CLASSES, width=4), 8),
     "cnn with group norm": (lambda: cnn(3, CLASSES, width=4, norm="group"), 8),
     "cnn with batch norm": (lambda: cnn(3, CLASSES, width=4, norm="batch").eval(), 8),
-    "resnet": (lambda: resnet18(CLASSES, norm="group", width=8), 16),
+    "resnet": (lambda: resnet18(CLASSES, norm="group", width=8), 8),
     "resnet, pre-activation": (
         lambda: resnet18(CLASSES, norm="group", width=4, pre_activation=True),
-        16,
+        8,
     ),
     "resnet, imagenet stem": (
         lambda: resnet18(CLASSES, norm="group", width=4, stem="imagenet"),
-        32,
+        16,
     ),
     "resnet, branches start at zero": (
         lambda: resnet18(CLASSES, norm="group", width=4, zero_init_residual=True),
-        16,
+        8,
     ),
-    "resnet with batch norm": (lambda: resnet18(CLASSES, width=4).eval(), 16),
+    "resnet with batch norm": (lambda: resnet18(CLASSES, width=4).eval(), 8),
     "vit": (lambda: vit(CLASSES, image_size=8, patch_size=4, dim=8, depth=2, heads=2), 8),
 }
 

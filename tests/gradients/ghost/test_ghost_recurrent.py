@@ -115,7 +115,7 @@ CASES |= {
 @pytest.mark.parametrize("name", CASES)
 def test_recurrent_layers(name):
     factory, batch = CASES[name]
-    check(make(factory), batch(6), microbatches=(None, 3, 2))
+    check(make(factory), batch(6), microbatches=(None, 2 + list(CASES).index(name) % 2))
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

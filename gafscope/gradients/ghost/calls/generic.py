@@ -40,8 +40,8 @@ def generic(use: Use) -> Maker:
             args, kwargs = pytree.tree_unflatten(given, structure)
             return choose(func(*args, **kwargs))
 
-        _, pull = vjp(call, *parameters)
-        return pull(tuple(gradients))
+        found = vjp(call, *parameters)
+        return found[1](tuple(gradients))
 
     def make(gradients: list[Tensor | None]) -> list[tuple[str, Piece]]:
         if all(gradient is None for gradient in gradients):
