@@ -10,7 +10,7 @@ import torch
 
 from gafscope.errors import UserError, unknown_name
 from gafscope.gradients.budget import Plan, ghost_plan, plan
-from gafscope.gradients.ghost import Coupled, Unsupported
+from gafscope.gradients.ghost import Coupled, Mismatch, Unsupported
 from gafscope.gradients.isolation import untouched
 from gafscope.gradients.problem import Problem
 
@@ -49,8 +49,11 @@ def run_engine(
     """
     names = _candidates(problem, engine, whole)
     notes: list[str] = []
+    trusted = None
     with untouched(problem.model):
         for name in names[:-1]:
+            if trusted is not None and name != trusted:
+                continue
             try:
                 result, used_less = _within_memory(problem, name, memory_budget, whole, work)
                 return result, name, (*notes, *used_less)
@@ -62,6 +65,9 @@ def run_engine(
                 raise
             except (Unsupported, RuntimeError) as error:
                 reason = _reason(error)
+                if isinstance(error, Mismatch):
+                    # Who knows what else this model does that vmap would not see either.
+                    trusted = "loop"
             notes.append(f"{name} cannot take this model ({reason})")
         name = names[-1]
         if notes:

@@ -111,17 +111,11 @@ def _convolution_rows(piece: Convolution) -> Tensor:
     wide, narrow = (each.unflatten(1, (groups, -1)) for each in (wide, narrow))
     samples = torch.zeros(n, prod(piece.shape[:2]), *geometry.kernel, dtype=torch.float64)
     for offset in itertools.product(*map(range, geometry.kernel)):
-        seen = wide[
-            (
-                ...,
-                *(
-                    torch.arange(size).mul(s).add(o * d).view(*[-1 if i == j else 1 for j in range(len(pixels))])
-                    for i, (size, s, o, d) in enumerate(
-                        zip(pixels, geometry.stride, offset, geometry.dilation, strict=True)
-                    )
-                ),
-            )
-        ]
+        seen = wide
+        for i, size in enumerate(pixels):
+            first = offset[i] * geometry.dilation[i]
+            index = first + geometry.stride[i] * torch.arange(size)
+            seen = seen.index_select(3 + i, index)
         samples[(..., *offset)] = torch.einsum(
             "ngdx,ngcx->ngdc", narrow.flatten(3), seen.flatten(3)
         ).reshape(n, -1)

@@ -7,8 +7,8 @@ Gramians (`forms.py`) and weighted gradients.
 """
 
 from gafscope.gradients.ghost.blocks import ghost_in_blocks
-from gafscope.gradients.ghost.check import Coupled
+from gafscope.gradients.ghost.check import Coupled, Mismatch
 from gafscope.gradients.ghost.places import Unsupported
 from gafscope.gradients.ghost.products import PRECISIONS, Products
 
-__all__ = ["PRECISIONS", "Coupled", "Products", "Unsupported", "ghost_in_blocks"]
+__all__ = ["PRECISIONS", "Coupled", "Mismatch", "Products", "Unsupported", "ghost_in_blocks"]

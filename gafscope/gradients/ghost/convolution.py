@@ -91,6 +91,16 @@ class Convolution:
         inputs, gradient = self.inputs[:samples], self.gradient[:samples]
         return Convolution(inputs, gradient, self.shape, self.geometry, rows)
 
+    def to(self, dtype: torch.dtype) -> Convolution:
+        """Give factors of another type."""
+        inputs, gradient = self.inputs.to(dtype), self.gradient.to(dtype)
+        return Convolution(inputs, gradient, self.shape, self.geometry, self.k)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of both factors."""
+        return self.inputs.dtype
+
     def slab(self, start: int, stop: int) -> Tensor:
         """Compute the weight's gradient row by row, for some of its first dimension."""
         u = len(self.inputs) // self.k

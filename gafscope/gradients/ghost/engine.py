@@ -84,22 +84,25 @@ class Known:
     Attributes:
         plan: The plan, or why there is none.
         verified: The shapes (k, u) of measurements that were compared with rows alone.
+        loss: The loss, whose id may be another's once it is gone.
     """
 
+    loss: weakref.ref[Any] | None = None
     plan: Plan | Unsupported | Coupled | None = None
     verified: set[tuple[int, int]] = field(default_factory=set)
 
 
 def _known(problem: Problem) -> Known:
     """Find what is remembered; the oldest is forgotten first."""
-    remembered = _KNOWN.setdefault(problem.model, {})
-    key = _kind(problem)
-    if key is None:
+    try:
+        loss, key = weakref.ref(problem.loss), _kind(problem)
+    except TypeError:  # a loss without attributes, or that cannot be referred to
         return Known()
-    if key not in remembered:
+    remembered = _KNOWN.setdefault(problem.model, {})
+    if key not in remembered or remembered[key].loss is not loss:
         while len(remembered) >= _KNOWN_A_MODEL:
             del remembered[next(iter(remembered))]
-        remembered[key] = Known()
+        remembered[key] = Known(loss)
     return remembered[key]
 
 
@@ -113,7 +116,8 @@ def _verified(problem: Problem, known: Known, products: Products, combines: bool
     result = _measure(problem, plan, products, combines)
     shape = problem.k, problem.u
     if not plan.random and (shape not in known.verified or not lasting):
-        verify(problem, plan, result.layers, result.losses)
+        tolerance = max(plan.tolerance, products.tolerance)
+        verify(problem, tolerance, result.layers, result.losses)
         known.verified.add(shape)
     return result
 
@@ -159,19 +163,14 @@ def _notes(products: Products, ledger: Ledger) -> tuple[str, ...]:
 
 
 def _kind(problem: Problem) -> Any:
-    """Give what a plan depends on; None where it cannot be told."""
+    """Give what a plan depends on."""
     leaves, structure = pytree.tree_flatten(problem.batch)
     device = next(iter(problem.parameters.values())).device.type
-    try:
-        loss = weakref.ref(problem.loss)
-        settings = _settings(problem.loss)
-    except TypeError:
-        return None
     return (
-        loss,
+        id(problem.loss),
+        _settings(problem.loss),
         structure,
         tuple((leaf.ndim, leaf.dtype) for leaf in leaves),
-        settings,
         tuple(_settings(module) for module in problem.model.modules()),
         tuple((name, id(p)) for name, p in problem.parameters.items()),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),

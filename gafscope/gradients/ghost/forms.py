@@ -11,6 +11,7 @@ Shape legend: k rows, T positions of a row, (p, q) a matrix parameter, n samples
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from math import prod
 
@@ -45,6 +46,9 @@ def gram_of(
         (k, k) float64, and the pieces, replaced by the rows where those had to be computed
         whole and take less memory.
     """
+    widest = functools.reduce(torch.promote_types, (piece.dtype for piece in pieces))
+    dtype = products.sums(widest)
+    pieces = [piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces]
     if all(isinstance(piece, Rows) for piece in pieces):
         rows = sum_of_rows(pieces, shape)
         return products.gram(rows), [Rows(rows.view(k, *(shape or (1,))))]

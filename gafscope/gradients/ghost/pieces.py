@@ -39,6 +39,15 @@ class Piece(Protocol):
         """Give the piece of the first rows alone."""
         ...
 
+    def to(self, dtype: torch.dtype) -> Piece:
+        """Give the piece with factors of another type."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the factors."""
+        ...
+
     @property
     def nbytes(self) -> int:
         """Memory that the factors take."""
@@ -69,6 +78,15 @@ class Rows:
     def first(self, rows: int) -> Rows:
         """Give the first rows."""
         return Rows(self.rows[:rows])
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        """Give rows of another type."""
+        return Rows(self.rows.to(dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the rows."""
+        return self.rows.dtype
 
     @property
     def nbytes(self) -> int:
@@ -113,6 +131,15 @@ class Outer:
         """Give the factors of the first rows."""
         return Outer(self.left[:rows], self.right[:rows])
 
+    def to(self, dtype: torch.dtype) -> Outer:
+        """Give factors of another type."""
+        return Outer(self.left.to(dtype), self.right.to(dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of both factors."""
+        return self.right.dtype
+
     @property
     def nbytes(self) -> int:
         """Memory of both factors."""
@@ -153,6 +180,15 @@ class Lookup:
     def first(self, rows: int) -> Lookup:
         """Give the factors of the first rows."""
         return Lookup(self.ids[:rows], self.right[:rows], self.width)
+
+    def to(self, dtype: torch.dtype) -> Lookup:
+        """Give gradients of another type."""
+        return Lookup(self.ids, self.right.to(dtype), self.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the gradients."""
+        return self.right.dtype
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,8 @@ _RUN = 1 << 14
 # From this many rows on, strips of the upper triangle are faster than the whole matrix.
 _STRIPS_FROM = 64
 _STRIPS = 4
+# Rows so short are not worth several products.
+_SHORT = 1 << 10
 
 PRECISIONS = ("float32", "float64", "bf16")
 
@@ -56,13 +58,17 @@ class Products:
             memory = self._memory[like.dtype] = like.new_empty(size)
         return memory[:size].view(shape)
 
+    def sums(self, dtype: torch.dtype) -> torch.dtype:
+        """Give the type of factors: never a half one, whose sums would be coarse."""
+        return torch.promote_types(dtype, torch.float64 if self._fine else torch.float32)
+
+    @property
+    def _fine(self) -> bool:
+        return self.precision == "float64"
+
     def prepared(self, factor: Tensor) -> Tensor:
         """Give a factor in the type in which it is multiplied."""
-        if self.precision == "float64":
-            return factor.double()
-        if self.precision == "bf16":
-            return factor.bfloat16()
-        return factor.float() if factor.dtype in (torch.bfloat16, torch.float16) else factor
+        return factor.bfloat16() if self.precision == "bf16" else factor
 
     def gram(self, rows: Tensor) -> Tensor:
         """Multiply all pairs of rows.
@@ -75,7 +81,7 @@ class Products:
         """
         k, length = rows.shape
         total = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
-        strip = k if k < _STRIPS_FROM else -(-k // _STRIPS)
+        strip = k if k < _STRIPS_FROM or length < _SHORT else -(-k // _STRIPS)
         for start in range(0, length, _RUN):
             factor = self.prepared(rows[:, start : start + _RUN])
             for i in range(0, k, strip):
@@ -83,5 +89,5 @@ class Products:
         for i in range(0, k, strip):
             total[i + strip :, i : i + strip] = total[i : i + strip, i + strip :].T
         if self.precision == "bf16":
-            total.diagonal().copy_(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) ** 2)
+            total.diagonal().copy_(torch.linalg.vector_norm(rows, dim=1).double() ** 2)
         return total

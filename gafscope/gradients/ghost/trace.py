@@ -75,6 +75,33 @@ class CallTrace(TorchFunctionMode):
         return False
 
 
+class NoDropout(TorchFunctionMode):
+    """Runs a model without its dropout, also where that is no module."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Pass a call on, unless it only drops out."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if "dropout" in name:
+            return args[0] if args else kwargs["input"]
+        if name == "scaled_dot_product_attention":
+            query, key, value, *rest = args
+            mask = rest[0] if rest else kwargs.pop("attn_mask", None)
+            kwargs = {"is_causal": len(rest) > 2 and rest[2], **kwargs, "dropout_p": 0.0}
+            return func(query, key, value, mask, **kwargs)
+        inner = _without_override_check(func)
+        if inner is not None:
+            with self:
+                return inner(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """List the tensors in nested tuples and lists (and dictionaries), in order.
 
