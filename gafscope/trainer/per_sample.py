@@ -71,6 +71,10 @@ class PerSampleMacrobatch:
     loss: Loss
     autocast: Callable[[], AbstractContextManager[Any]]
 
+    def __post_init__(self):
+        # One object for all steps: what an engine has found out about a loss is kept with it.
+        self._watched = _WatchedLoss(self.loss, self.autocast)
+
     def run(self, batch: Any, rule: Weighting, layers: bool) -> Outcome:
         """Differentiate a macrobatch and decide.
 
@@ -88,9 +92,9 @@ class PerSampleMacrobatch:
         """
         n = batch_size(batch)
         device = next(iter(self.parameters.values())).device
-        watched = _WatchedLoss(self.loss, self.autocast, torch.full((n,), math.nan, device=device))
+        self._watched.accuracies = torch.full((n,), math.nan, device=device)
         indexed = torch.arange(n, device=device), batch
-        step = per_sample_step(self.model, watched, indexed, rule, layers=layers)
+        step = per_sample_step(self.model, self._watched, indexed, rule, layers=layers)
         update = RunningVector()
         for parameter in self.parameters.values():
             update.tensors.append(parameter.grad)
@@ -98,7 +102,7 @@ class PerSampleMacrobatch:
         return Outcome(
             step.decision,
             step.losses.tolist(),
-            watched.accuracies.tolist(),
+            self._watched.accuracies.tolist(),
             update if step.decision.step else None,
             update_norm(step.decision, step.gramian),
             step.gramian,
@@ -114,10 +118,8 @@ class _WatchedLoss:
     again, or inside vmap; the indices tell which samples they are.
     """
 
-    def __init__(
-        self, loss: Loss, autocast: Callable[[], AbstractContextManager[Any]], accuracies: Tensor
-    ):
-        self.accuracies = accuracies
+    def __init__(self, loss: Loss, autocast: Callable[[], AbstractContextManager[Any]]):
+        self.accuracies = torch.empty(0)
         self._loss = loss
         self._autocast = autocast
 

@@ -93,12 +93,12 @@ def checked(problem: Problem, calls: tuple[Call, ...]) -> Plan:
     return Plan(calls, random, certain, tolerance)
 
 
-def verify(problem: Problem, plan: Plan, grams: dict[str, Tensor], losses: Tensor) -> None:
+def verify(problem: Problem, tolerance: float, grams: dict[str, Tensor], losses: Tensor) -> None:
     """Compare two rows of a measurement with the gradients of their microbatches alone.
 
     Args:
-        problem: The measurement.
-        plan: Its plan, in which nothing is random.
+        problem: The measurement, in which nothing is random.
+        tolerance: The relative difference that rounding explains.
         grams: Parameter name -> (k, k) Gramian.
         losses: (k,) mean losses.
 
@@ -113,10 +113,10 @@ def verify(problem: Problem, plan: Plan, grams: dict[str, Tensor], losses: Tenso
     chosen = int(finite[0]), int(finite[-1])
     alone = [loop_rows(problem, i, i + 1) for i in chosen]
     for i, (_, (loss,)) in zip(chosen, alone, strict=True):
-        _require_same_loss(loss, losses[i], plan.tolerance)
+        _require_same_loss(loss, losses[i], tolerance)
     truth = [{name: row[0] for name, row in rows.items()} for rows, _ in alone]
     for name, gram in grams.items():
-        _require_products(name, gram, chosen, truth, plan.tolerance)
+        _require_products(name, gram, chosen, truth, tolerance)
 
 
 def _check_alone(problem: Problem, chosen: list[int], tolerance: float) -> None:

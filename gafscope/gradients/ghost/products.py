@@ -40,6 +40,11 @@ class Products:
     workspace: int = 2 << 20
     _memory: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
+    @property
+    def tolerance(self) -> float:
+        """Relative errors that the precision explains, of products in bf16; else far smaller."""
+        return 3e-2 if self.precision == "bf16" else 0.0
+
     def scratch(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Give memory for a temporary block, the same at every call.
 
