@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -27,9 +27,16 @@ class Plan:
     chunk: int
     block: int
 
-    def halved(self) -> Plan:
-        """Give the plan with half of the microbatches at once."""
-        return replace(self, chunk=-(-self.chunk // 2))
+    def halved(self, k: int) -> Plan:
+        """Give the plan with half of the microbatches at once.
+
+        Args:
+            k: Number of microbatches.
+        """
+        chunk = -(-self.chunk // 2)
+        # Chunks must end where blocks end, or a row would be drawn with another seed next time.
+        block = self.block if self.block >= k else self.block // chunk * chunk
+        return Plan(chunk=chunk, block=block)
 
 
 def ghost_plan(problem: Problem, memory_budget: int | None) -> Plan:

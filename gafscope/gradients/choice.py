@@ -126,7 +126,7 @@ def _within_memory(
         except (RuntimeError, MemoryError) as error:
             if sizes.chunk <= 1 or not _is_out_of_memory(error):
                 raise
-        sizes = sizes.halved()
+        sizes = sizes.halved(problem.k)
         notes = (f"memory ran out; {sizes.chunk} microbatches at once fitted.",)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gafscope.gradients.ghost.pieces import Outer
 from gafscope.gradients.ghost.products import Products
 
 
@@ -125,6 +126,21 @@ class Convolution:
         gradient = gradient * scale.view(-1, *[1] * (gradient.ndim - 1))
         return self._weight_gradient(inputs, gradient, self.shape)
 
+    def unfolded(self) -> Outer:
+        """Lay out what each output pixel sees, as a dense layer's input."""
+        assert self.geometry.plain
+        inputs = self._padded_pixels()
+        outputs = self.gradient.movedim(1, -1)
+        samples, *pixels, channel = inputs.stride()
+        steps = [p * s for p, s in zip(pixels, self.geometry.stride, strict=True)]
+        reach = [p * d for p, d in zip(pixels, self.geometry.dilation, strict=True)]
+        seen = inputs.as_strided(
+            (*outputs.shape[:-1], *self.geometry.kernel, self.shape[1]),
+            (samples, *steps, *reach, channel),
+        )
+        width = prod(self.geometry.kernel) * self.shape[1]
+        return Outer(outputs.reshape(self.k, -1, self.shape[0]), seen.reshape(self.k, -1, width))
+
     def taps(self, channels: int, products: Products) -> Iterator[Tensor]:
         """Materialise the rows entry of the kernel by entry, some output channels at a time.
 
@@ -140,16 +156,21 @@ class Convolution:
         outputs = self.gradient.movedim(1, -1)
         pixels = outputs.shape[1:-1]
         outputs = outputs.reshape(self.k, -1, self.shape[0]).transpose(1, 2)
-        for offset in self.geometry.offsets:
-            window = tuple(
-                slice(o, o + (size - 1) * s + 1, s)
-                for o, size, s in zip(offset, pixels, self.geometry.stride, strict=True)
-            )
-            seen = inputs[(slice(None), *window)].reshape(self.k, -1, self.shape[1])
+        for window in self._windows(pixels):
+            seen = inputs[window].reshape(self.k, -1, self.shape[1])
             for start in range(0, self.shape[0], channels):
                 left = outputs[:, start : start + channels]
                 buffer = products.scratch((self.k, left.shape[1], self.shape[1]), seen)
                 yield torch.bmm(left, seen, out=buffer).flatten(1)
+
+    def _windows(self, pixels: torch.Size) -> Iterator[tuple[slice, ...]]:
+        """Give, for each entry of the kernel, the part of the padded input that it sees."""
+        for offset in self.geometry.offsets:
+            window = (
+                slice(o, o + (size - 1) * s + 1, s)
+                for o, size, s in zip(offset, pixels, self.geometry.stride, strict=True)
+            )
+            yield (slice(None), *window)
 
     def _padded_pixels(self) -> Tensor:
         """Give the padded input with its channels last, (n, *pixels, C)."""

@@ -6,6 +6,7 @@ Shape legend: k rows, T positions of a row, (p, q) a matrix parameter, n samples
 - ghost: `<row_i, row_j> = sum_ts <left_it, left_js> <right_it, right_js>`; the rows never exist.
 - shifted: the ghost form of a convolution, without unfolding its input.
 - looped: a convolution's weight gradient, sample by sample, all kept.
+- unfolded: a convolution as a dense layer on every pixel's neighbourhood.
 - taps: a convolution's rows, entry of the kernel by entry.
 """
 
@@ -26,7 +27,9 @@ from gafscope.gradients.ghost.rates import Rates, rates
 # Rows of up to so many bytes may be held beside the workspace: those of a looped convolution.
 _HELD = 64 << 20
 # Narrower blocks of rows use the processor badly.
-_NARROW = 32
+_NARROW = 64
+# Unfolded inputs of up to so many bytes are worth their copy.
+_UNFOLDED = 8 << 20
 # Pixel Gramians of the shifted form may take so many bytes.
 _PIXELS = 192 << 20
 
@@ -104,12 +107,15 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
     held = k * numel * piece.inputs.element_size()
     costs = {}
     if held <= max(_HELD, piece.nbytes) or not piece.geometry.plain:
-        # Small maps use the processor badly, one sample at a time.
-        slow = 1 + 36 / (pixels * u)
+        # Small maps and few channels use the processor badly, one sample at a time.
+        slow = (1 + 36 / (pixels * u)) * (1 + 8 / piece.shape[1])
         costs["looped"] = k * 3 * rate.call + work * slow / rate.products + product
     if piece.geometry.plain:
         channels = _channels(piece, products)
         calls = len(piece.geometry.offsets) * -(-piece.shape[0] // channels)
+        unfolded = n * pixels * numel // piece.shape[0] * piece.inputs.element_size()
+        if unfolded <= _UNFOLDED:
+            costs["unfolded"] = work * 1.25 / rate.products + product + 4 * unfolded / rate.traffic
         costs["taps"] = 5 * calls * rate.call + work * 1.5 / rate.products + product
         square = 0.65 * (n * seen) * (n * seen)
         small = set(piece.geometry.stride) == {1} and 8 * square <= _PIXELS
@@ -118,6 +124,8 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
             flops = square * sum(piece.shape[:2]) / rate.products
             costs["shifted"] = moved + flops
     form = min(costs, key=lambda name: costs[name])
+    if form == "unfolded":
+        return _outer_rows_gram(piece.unfolded(), products), [piece]
     if form == "looped":
         rows = Rows(piece.slab(0, piece.shape[0]))
         kept: list[Piece] = [rows if rows.nbytes < piece.nbytes else piece]

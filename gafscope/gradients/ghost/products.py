@@ -15,9 +15,10 @@ from torch import Tensor
 # Products that are added up in float32 before float64 takes over. Matrix products of the BLAS
 # add up in blocks of their own, so that longer runs lose little, and short ones lose speed.
 _RUN = 1 << 14
-# From this many rows on, strips of the upper triangle are faster than the whole matrix.
+# From this many rows on, strips of the upper triangle are faster than the whole matrix; narrower
+# strips than this are not.
 _STRIPS_FROM = 64
-_STRIPS = 4
+_STRIP = 32
 # Rows so short are not worth several products.
 _SHORT = 1 << 10
 
@@ -86,7 +87,7 @@ class Products:
         """
         k, length = rows.shape
         total = torch.zeros(k, k, dtype=torch.float64, device=rows.device)
-        strip = k if k < _STRIPS_FROM or length < _SHORT else -(-k // _STRIPS)
+        strip = k if k < _STRIPS_FROM or length < _SHORT else _STRIP
         for start in range(0, length, _RUN):
             factor = self.prepared(rows[:, start : start + _RUN])
             for i in range(0, k, strip):
