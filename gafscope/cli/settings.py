@@ -100,6 +100,8 @@ def _as_flags(values: Mapping[str, Any], settings: Any, source: str) -> list[str
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list) and isinstance(getattr(settings, name), tuple):
+            flags += [flag, *map(str, value)]
         elif isinstance(value, dict):
             flags += [flag, *(_text(part) for item in value.items() for part in item)]
         else:

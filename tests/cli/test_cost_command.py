@@ -102,3 +102,13 @@ def test_mistakes_are_explained(arguments, words, capsys, tmp_path, monkeypatch)
     for word in words:
         assert word in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_yaml_file_gives_lists(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "models: [mlp]\nsamples: [2, 4]\nengines: [loop]\npeers: []\nmicrobatches: []\n"
+        f"repeats: 1\noutput: {tmp_path}\n"
+    )
+    assert main(["cost", "--config", str(recipe)]) == 0
+    assert set(pd.read_csv(tmp_path / "engines.csv")["k"]) == {2, 4}
