@@ -105,10 +105,11 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
     work = n * pixels * numel / piece.geometry.groups
     product = _product_seconds(k, numel, rate)
     held = k * numel * piece.inputs.element_size()
+    narrow = 1 + 8 / piece.shape[1]
     costs = {}
     if held <= max(_HELD, piece.nbytes) or not piece.geometry.plain:
         # Small maps and few channels use the processor badly, one sample at a time.
-        slow = (1 + 36 / (pixels * u)) * (1 + 8 / piece.shape[1])
+        slow = (1 + 36 / (pixels * u)) * narrow
         costs["looped"] = k * 3 * rate.call + work * slow / rate.products + product
     if piece.geometry.plain:
         channels = _channels(piece, products)
@@ -116,7 +117,7 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
         unfolded = n * pixels * numel // piece.shape[0] * piece.inputs.element_size()
         if unfolded <= _UNFOLDED:
             costs["unfolded"] = work * 1.25 / rate.products + product + 4 * unfolded / rate.traffic
-        costs["taps"] = 5 * calls * rate.call + work * 1.5 / rate.products + product
+        costs["taps"] = 5 * calls * rate.call + work * 1.6 * narrow / rate.products + product
         square = 0.65 * (n * seen) * (n * seen)
         small = set(piece.geometry.stride) == {1} and 8 * square <= _PIXELS
         if small:
