@@ -41,6 +41,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Products, "gram", lambda self, rows: gram(len(rows)))
     monkeypatch.setattr(Convolution, "slab", slab)
     monkeypatch.setattr(Convolution, "taps", taps)
+    monkeypatch.setattr(
+        Convolution, "unfolded", lambda self, *_: note("unfolded", torch.zeros(self.k, 1))
+    )
     monkeypatch.setattr(forms, "shifted_gram", lambda piece, _: note("shifted", gram(piece.k)))
     monkeypatch.setattr(forms, "_ghost", lambda a, *_: note("ghost", gram(len(a.right))))
     monkeypatch.setattr(
@@ -57,15 +60,18 @@ def chosen(pieces: list[Piece], shape: tuple[int, ...], k: int, taken: list[str]
     return taken[0]
 
 
-def conv(n: int, channels: int, size: int, *, u: int = 1, **options: Any) -> Convolution:
-    """A 3x3 convolution that keeps channels and pixels; its factors take no memory."""
+def conv(
+    n: int, channels: int, size: int, *, u: int = 1, out: int = 0, **options: Any
+) -> Convolution:
+    """A padded 3x3 convolution; its factors take no memory."""
     settings = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     settings |= {"transposed": False, "output_padding": (0, 0), "groups": 1, **options}
     geometry = Geometry(**settings)
     pixels = torch.zeros(()).expand(n * u, channels, size, size)
-    out = pixels[..., : -(-size // geometry.stride[0]), : -(-size // geometry.stride[1])]
-    shape = torch.Size((channels, channels // geometry.groups, *geometry.kernel))
-    return Convolution(pixels, out, shape, geometry, n)
+    made = -(-size // geometry.stride[0])
+    gradient = torch.zeros(()).expand(n * u, out or channels, made, made)
+    shape = torch.Size((out or channels, channels // geometry.groups, *geometry.kernel))
+    return Convolution(pixels, gradient, shape, geometry, n)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,7 @@ def conv(n: int, channels: int, size: int, *, u: int = 1, **options: Any) -> Con
         (conv(64, 64, 32), "looped"),
         (conv(128, 64, 32), "looped"),
         (conv(8, 64, 32, u=8), "looped"),
+        (conv(16, 3, 32, out=64), "unfolded"),
         # What the other forms do not know.
         (conv(64, 512, 4, groups=512), "looped"),
         (conv(64, 512, 4, transposed=True), "looped"),
@@ -178,15 +185,15 @@ def test_a_large_vocabulary_is_never_materialised_as_a_whole(n, tied, rate, monk
 def test_temporary_blocks_keep_to_the_workspace(workspace):
     products = Products(workspace=workspace)
     for piece, compute in [
-        (outer(30, 20, 100, 80, torch.float32), forms._outer_rows_gram),
-        (outer(30, 20, 100, 80, torch.float32), lambda p, w: forms._ghost(p, p, w)),
+        (outer(30, 20, 400, 80, torch.float32), forms._outer_rows_gram),
+        (outer(30, 20, 400, 80, torch.float32), lambda p, w: forms._ghost(p, p, w)),
         (lookup(30, 20, 900, 80, torch.float32), lambda p, w: forms._ghost(p, p, w)),
     ]:
-        whole = 4 * 30 * 100 * 80
+        whole = 4 * 30 * 400 * 80
         with Largest() as largest:
             compute(piece, products)
-        narrowest = max(4 * 30 * 32 * 80, 8 * 20 * 30 * 20)
-        factors = 4 * 30 * 20 * 100
+        narrowest = max(4 * 30 * forms._NARROW * 80, 8 * 20 * 30 * 20)
+        factors = 4 * 30 * 20 * 400
         assert largest.nbytes <= max(factors, narrowest, workspace)
         assert largest.nbytes < whole
     products = Products(workspace=workspace)

@@ -76,6 +76,7 @@ def convolution_forms(piece: Convolution, products: Products) -> dict[str, Tenso
     }
     if piece.geometry.plain:
         found["taps"] = taps(piece, products)
+        found["unfolded"] = products.gram(piece.unfolded(products.workspace, products))
         found["materialised"] = materialised([piece], tuple(piece.shape), products)
         if set(piece.geometry.stride) == {1}:
             found["shifted"] = shifted_gram(piece, products)
@@ -223,10 +224,10 @@ def test_the_shifted_form_reads_nothing_that_was_not_written(monkeypatch):
         assert error(found, expected) < 1e-13
 
 
-@pytest.mark.parametrize("length", [5, (1 << 14) - 1, 1 << 14, 1 << 15, 40_000])
+@pytest.mark.parametrize("length", [5, 1023, 1024, (1 << 14) - 1, 1 << 14, 40_000])
 @pytest.mark.parametrize("k", [1, 63, 64, 65, 130])
 def test_products_of_rows_of_any_number_and_length(k, length):
-    # Runs of 2^14 numbers are added up in float64, strips from 64 rows on.
+    # Runs of 2^14 numbers are added up in float64; strips from 64 rows of 2^10 numbers on.
     rows = normal(k, length, dtype=torch.float32)
     expected = gram_of_rows(rows.double())
     found = Products().gram(rows)

@@ -138,7 +138,7 @@ def test_blocks_give_the_same_weighted_gradient(k, capacity):
     budget = budget_for(problem, capacity)
     generator = torch.Generator().manual_seed(0)
     limited = Limited()
-    for zeros in (0, 2, k - 1, k):
+    for zeros in (0, 2, k):
         weights = torch.rand(k, dtype=torch.float64, generator=generator)
         weights[torch.randperm(k, generator=generator)[:zeros]] = 0
         whole = weighted_gradient(model, loss, data, lambda _, w=weights: w, k, engine="loop")
@@ -238,10 +238,12 @@ def test_a_model_with_dropout_is_not_taken_in_blocks(capacity):
 RETRIES = [("ghost", "ghost"), ("vmap", "vmap"), ("auto", "ghost")]
 
 
-@pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize(("engine", "used"), RETRIES)
-@pytest.mark.parametrize(("fits", "at_once"), [(12, 4), (11, 2), (6, 2), (24, 8)])
-def test_when_memory_runs_out_half_the_microbatches_are_taken(kind, engine, used, fits, at_once):
+@pytest.mark.parametrize(
+    ("kind", "fits", "at_once"),
+    [("cuda", 12, 4), ("cpu", 11, 2), ("python", 12, 4), ("cuda", 6, 2), ("cpu", 24, 8)],
+)
+def test_when_memory_runs_out_half_the_microbatches_are_taken(engine, used, kind, fits, at_once):
     k = 8
     model, data, _ = problem_of("mlp", k)
     whole, before = gramian(model, loss, data, k, engine="loop"), state_of(model)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gafscope.gradients.ghost.pieces import Outer
 from gafscope.gradients.ghost.products import Products
 
 
@@ -126,20 +125,36 @@ class Convolution:
         gradient = gradient * scale.view(-1, *[1] * (gradient.ndim - 1))
         return self._weight_gradient(inputs, gradient, self.shape)
 
-    def unfolded(self) -> Outer:
-        """Lay out what each output pixel sees, as a dense layer's input."""
+    def unfolded(self, workspace: int, products: Products) -> Tensor:
+        """Materialise the rows as those of a dense layer on every pixel's neighbourhood.
+
+        Args:
+            workspace: Bytes that unfolded inputs may take; rows are taken some at a time.
+            products: Whose memory to use.
+
+        Returns:
+            (k, numel), the kernel's entries before the input channels.
+        """
         assert self.geometry.plain
         inputs = self._padded_pixels()
         outputs = self.gradient.movedim(1, -1)
-        samples, *pixels, channel = inputs.stride()
-        steps = [p * s for p, s in zip(pixels, self.geometry.stride, strict=True)]
-        reach = [p * d for p, d in zip(pixels, self.geometry.dilation, strict=True)]
+        pixels, width = outputs.shape[1:-1], prod(self.geometry.kernel) * self.shape[1]
+        stride = inputs.stride()
+        steps = [p * s for p, s in zip(stride[1:-1], self.geometry.stride, strict=True)]
+        reach = [p * d for p, d in zip(stride[1:-1], self.geometry.dilation, strict=True)]
         seen = inputs.as_strided(
-            (*outputs.shape[:-1], *self.geometry.kernel, self.shape[1]),
-            (samples, *steps, *reach, channel),
+            (len(inputs), *pixels, *self.geometry.kernel, self.shape[1]),
+            (stride[0], *steps, *reach, stride[-1]),
         )
-        width = prod(self.geometry.kernel) * self.shape[1]
-        return Outer(outputs.reshape(self.k, -1, self.shape[0]), seen.reshape(self.k, -1, width))
+        u = len(inputs) // self.k
+        count = max(1, workspace // (u * prod(pixels) * width * inputs.element_size()))
+        rows = products.scratch((self.k, self.shape[0], width), inputs)
+        for i in range(0, self.k, count):
+            part = slice(i * u, (i + count) * u)
+            right = seen[part].reshape(-1, u * prod(pixels), width)
+            left = outputs[part].reshape(len(right), -1, self.shape[0])
+            torch.bmm(left.transpose(1, 2), right, out=rows[i : i + count])
+        return rows.flatten(1)
 
     def taps(self, channels: int, products: Products) -> Iterator[Tensor]:
         """Materialise the rows entry of the kernel by entry, some output channels at a time.

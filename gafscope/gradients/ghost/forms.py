@@ -28,8 +28,8 @@ from gafscope.gradients.ghost.rates import Rates, rates
 _HELD = 64 << 20
 # Narrower blocks of rows use the processor badly.
 _NARROW = 64
-# Unfolded inputs of up to so many bytes are worth their copy.
-_UNFOLDED = 8 << 20
+# Unfolded inputs stay in the cache.
+_UNFOLDED = 4 << 20
 # Pixel Gramians of the shifted form may take so many bytes.
 _PIXELS = 192 << 20
 
@@ -110,23 +110,25 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
     if held <= max(_HELD, piece.nbytes) or not piece.geometry.plain:
         # Small maps and few channels use the processor badly, one sample at a time.
         slow = (1 + 36 / (pixels * u)) * narrow
+        if piece.geometry.plain:
+            copied = n * pixels * numel // piece.shape[0] * piece.inputs.element_size()
+            moved = 3 * copied / rate.traffic
+            costs["unfolded"] = work * 1.3 / rate.products + product + moved
         costs["looped"] = k * 3 * rate.call + work * slow / rate.products + product
     if piece.geometry.plain:
         channels = _channels(piece, products)
         calls = len(piece.geometry.offsets) * -(-piece.shape[0] // channels)
-        unfolded = n * pixels * numel // piece.shape[0] * piece.inputs.element_size()
-        if unfolded <= _UNFOLDED:
-            costs["unfolded"] = work * 1.25 / rate.products + product + 4 * unfolded / rate.traffic
         costs["taps"] = 5 * calls * rate.call + work * 1.6 * narrow / rate.products + product
         square = 0.65 * (n * seen) * (n * seen)
         small = set(piece.geometry.stride) == {1} and 8 * square <= _PIXELS
         if small:
-            moved = len(piece.geometry.offsets) * 12 * square / rate.traffic
+            # Large pixel Gramians leave the cache at every shift.
+            moved = len(piece.geometry.offsets) * 24 * square / rate.traffic
             flops = square * sum(piece.shape[:2]) / rate.products
             costs["shifted"] = moved + flops
     form = min(costs, key=lambda name: costs[name])
     if form == "unfolded":
-        return _outer_rows_gram(piece.unfolded(), products), [piece]
+        return products.gram(piece.unfolded(_UNFOLDED, products)), [piece]
     if form == "looped":
         rows = Rows(piece.slab(0, piece.shape[0]))
         kept: list[Piece] = [rows if rows.nbytes < piece.nbytes else piece]
@@ -141,7 +143,7 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
 
 def _channels(piece: Convolution, products: Products) -> int:
     per_channel = piece.k * piece.shape[1] * piece.inputs.element_size()
-    return max(1, min(piece.shape[0], products.workspace // per_channel))
+    return max(1, min(piece.shape[0], 2 * products.workspace // per_channel))
 
 
 def _product_seconds(k: int, length: int, rate: Rates) -> float:
