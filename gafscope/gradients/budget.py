@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -22,10 +22,12 @@ class Plan:
     Attributes:
         chunk: Microbatches that are differentiated at once.
         block: Rows that are held at once; the Gramian is computed block by block.
+        spare: Bytes for rows and blocks beside what differentiating takes; None for no limit.
     """
 
     chunk: int
     block: int
+    spare: int | None = None
 
     def halved(self, k: int) -> Plan:
         """Give the plan with half of the microbatches at once.
@@ -36,25 +38,36 @@ class Plan:
         chunk = -(-self.chunk // 2)
         # Chunks must end where blocks end, or a row would be drawn with another seed next time.
         block = self.block if self.block >= k else self.block // chunk * chunk
-        return Plan(chunk=chunk, block=block)
+        return replace(self, chunk=chunk, block=block)
 
 
-def ghost_plan(problem: Problem, memory_budget: int | None) -> Plan:
+def ghost_plan(problem: Problem, memory_budget: int | None, alone: bool = False) -> Plan:
     """Choose how many microbatches the ghost engine differentiates at once.
 
     Args:
         problem: The measurement.
         memory_budget: Bytes that may be used beside the model and the batch; None for no limit.
+        alone: No other engine will be tried where the budget is too small.
 
     Returns:
-        The plan; its chunk may be too small for a pair of microbatches.
+        The plan; its chunk may be too small for a pair of microbatches unless `alone`.
+
+    Raises:
+        UserError: If no other engine will be tried, and it does not hold a pair.
     """
     k = problem.k
     if memory_budget is None:
         return Plan(chunk=k, block=k)
     # Beside the saved activations there are gradients on their way, and blocks of rows.
-    chunk = int(memory_budget / 1.5) // max(_saved_bytes(problem), 1)
-    return Plan(chunk=min(chunk, k), block=k)
+    one = _saved_bytes(problem) * 3 // 2
+    chunk = min(memory_budget // max(one, 1), k)
+    if alone and chunk < 2 <= k:
+        raise UserError(
+            f"memory_budget={memory_budget} bytes is too small: engine='ghost' takes at least two "
+            f"microbatches at once, about {2 * one} bytes; raise the budget or use smaller "
+            "microbatches."
+        )
+    return Plan(chunk=chunk, block=k, spare=memory_budget // 4)
 
 
 def plan(problem: Problem, memory_budget: int | None, chunked: bool, whole: bool) -> Plan:

@@ -21,7 +21,7 @@ _ENGINES = ("loop", "vmap", "ghost")
 # to lose to engines that take all samples at once.
 _LOOP_FROM = 16
 # What the allocators say when they have no memory left.
-_NO_MEMORY = ("out of memory", "can't allocate memory")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def run_engine(
@@ -48,32 +48,34 @@ def run_engine(
             each other, or the budget is too small.
     """
     names = _candidates(problem, engine, whole)
-    notes: list[str] = []
+    reasons: list[str] = []
     trusted = None
     with untouched(problem.model):
         for name in names[:-1]:
             if trusted is not None and name != trusted:
                 continue
             try:
-                result, used_less = _within_memory(problem, name, memory_budget, whole, work)
-                return result, name, (*notes, *used_less)
+                result, used_less = _within_memory(
+                    problem, name, memory_budget, whole, work, alone=len(names) == 1
+                )
+                return result, name, (*_told(reasons, name), *used_less)
             except Coupled as error:
                 if problem.u == 1:
                     raise _coupled(error) from error
                 reason = _reason(error)
             except UserError:
                 raise
-            except (Unsupported, RuntimeError) as error:
+            except (Unsupported, RuntimeError, MemoryError) as error:
                 reason = _reason(error)
                 if isinstance(error, Mismatch):
                     # Who knows what else this model does that vmap would not see either.
                     trusted = "loop"
-            notes.append(f"{name} cannot take this model ({reason})")
+            reasons.append(f"{name} cannot take this model ({reason})")
         name = names[-1]
-        if notes:
-            notes = ["; ".join(notes) + f"; {name} did."]
         try:
-            result, used_less = _within_memory(problem, name, memory_budget, whole, work)
+            result, used_less = _within_memory(
+                problem, name, memory_budget, whole, work, alone=len(names) == 1
+            )
         except Coupled as error:
             raise _coupled(error) from error
         except Unsupported as error:
@@ -88,7 +90,11 @@ def run_engine(
                 f"engine='vmap' cannot differentiate this model: {_reason(error)}. "
                 "Use engine='loop', which takes any model."
             ) from error
-        return result, name, (*notes, *used_less)
+        return result, name, (*_told(reasons, name), *used_less)
+
+
+def _told(reasons: list[str], name: str) -> tuple[str, ...]:
+    return ("; ".join(reasons) + f"; {name} did.",) if reasons else ()
 
 
 def _candidates(problem: Problem, engine: str, whole: bool) -> list[str]:
@@ -113,10 +119,11 @@ def _within_memory(
     memory_budget: int | None,
     whole: bool,
     work: Callable[[str, Plan], T],
+    alone: bool,
 ) -> tuple[T, tuple[str, ...]]:
     """Do the work, with half of the microbatches at once for as long as memory runs out."""
     if name == "ghost":
-        sizes = ghost_plan(problem, memory_budget)
+        sizes = ghost_plan(problem, memory_budget, alone)
     else:
         sizes = plan(problem, memory_budget, name != "loop", whole)
     notes: tuple[str, ...] = ()

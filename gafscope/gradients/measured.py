@@ -94,7 +94,8 @@ def measure(
         Gramians, losses, and how to combine the rows.
     """
     if engine == "ghost":
-        found = ghost_in_blocks(problem, Products(precision), sizes.chunk, combines)
+        products = Products.within(precision, sizes.spare)
+        found = ghost_in_blocks(problem, products, sizes.chunk, combines)
         return Measured(found.layers, found.losses, found.combine, found.notes)
     k, block = problem.k, sizes.block
     if block >= k:

@@ -45,6 +45,15 @@ class Branching(nn.Module):
         return outputs if outputs.sum() > 0 else 2 * outputs
 
 
+def test_auto_is_right_where_only_a_microbatch_in_the_middle_takes_another_branch():
+    model, data = Branching(), batch("mlp", 6)
+    with torch.no_grad():
+        model.linear.weight.copy_(torch.arange(960).sin().view(5, 192) / 10)
+    for _ in range(2):
+        found = gramian(model, loss, data, 3)
+        assert torch.equal(found.matrix, gramian(model, loss, data, 3, engine="loop").matrix)
+
+
 @both
 def test_auto_turns_to_the_loop_where_vmap_cannot_follow_and_says_so(measure):
     model, data = Branching(), batch("mlp", 6)

@@ -3,8 +3,8 @@
 On three samples, in their order and in reverse, it makes sure that a sample's loss depends on
 that sample's positions of every tensor only, which also settles how samples are ordered in merged
 dimensions; and it compares rows and inner products, parameter by parameter, with gradients that
-autograd computes in the plain way on the same graph. On the whole batch it compares two rows with
-gradients of their microbatches alone.
+autograd computes in the plain way on the same graph. On the whole batch it compares all losses, and
+two rows, with those of their microbatches alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gafscope.gradients.ghost.run import Pass
 from gafscope.gradients.ghost.trace import NoDropout
 from gafscope.gradients.isolation import kept_buffers, random_state, seed_everything
 from gafscope.gradients.loop import loop_rows
+from gafscope.gradients.loss import mean_loss
 from gafscope.gradients.problem import Problem
 
 _SAMPLES = 3
@@ -49,12 +50,13 @@ class Unverified(Unsupported):
     """Nothing is wrong with the model, but this batch is not fit to check it on."""
 
 
-def checked(problem: Problem, calls: tuple[Call, ...]) -> Plan:
+def checked(problem: Problem, calls: tuple[Call, ...], decides: bool) -> Plan:
     """Check a plan on a few samples.
 
     Args:
         problem: The measurement.
         calls: Its calls.
+        decides: The forward pass looks at values of the batch, and may do another thing next time.
 
     Returns:
         The plan, with the order of samples in merged dimensions found out.
@@ -64,7 +66,7 @@ def checked(problem: Problem, calls: tuple[Call, ...]) -> Plan:
         Unsupported: If anything comes out differently from autograd's gradients.
     """
     chosen = _finite_samples(problem)
-    certain, random = True, False
+    certain, random = not decides, False
     # A model that sorts its samples, and was given them sorted, is found out in reverse.
     for order in (chosen, chosen[::-1]):
         batch = problem.samples(order)
@@ -94,7 +96,7 @@ def checked(problem: Problem, calls: tuple[Call, ...]) -> Plan:
 
 
 def verify(problem: Problem, tolerance: float, grams: dict[str, Tensor], losses: Tensor) -> None:
-    """Compare two rows of a measurement with the gradients of their microbatches alone.
+    """Compare losses, and two rows, of a measurement with those of their microbatches alone.
 
     Args:
         problem: The measurement, in which nothing is random.
@@ -110,10 +112,13 @@ def verify(problem: Problem, tolerance: float, grams: dict[str, Tensor], losses:
     finite = (losses.isfinite() & (torch.as_tensor(spoilt, device=losses.device) == 0)).nonzero()
     if not len(finite):
         return
+    for i in finite.flatten().tolist():
+        seed_everything(problem.model, problem.seed + i)
+        with kept_buffers(problem.model):
+            loss = mean_loss(problem.loss(problem.model, problem.microbatch(i)), problem.u)
+        _require_same_loss(loss.detach(), losses[i], tolerance)
     chosen = int(finite[0]), int(finite[-1])
     alone = [loop_rows(problem, i, i + 1) for i in chosen]
-    for i, (_, (loss,)) in zip(chosen, alone, strict=True):
-        _require_same_loss(loss, losses[i], tolerance)
     truth = [{name: row[0] for name, row in rows.items()} for rows, _ in alone]
     for name, gram in grams.items():
         _require_products(name, gram, chosen, truth, tolerance)

@@ -125,11 +125,11 @@ def _verified(problem: Problem, known: Known, products: Products, combines: bool
 def _make_plan(problem: Problem) -> Plan | Unsupported | Coupled:
     try:
         seed_everything(problem.model, problem.seed)
-        two = survey(problem, 2)
-        three = survey(problem, 3)
+        two, _ = survey(problem, 2)
+        three, decides = survey(problem, 3)
         if [call.name for call in two] != [call.name for call in three]:
-            two = survey(problem, 2)  # the first pass may have filled a cache of the model's
-        return checked(problem, compare(two, three))
+            two, _ = survey(problem, 2)  # the first pass may have filled a cache of the model's
+        return checked(problem, compare(two, three), decides)
     except (Unsupported, Coupled) as error:
         # Without the traceback, whose frames hold tensors.
         kind = Unsupported if isinstance(error, PathChanged) else type(error)

@@ -24,14 +24,10 @@ from gafscope.gradients.ghost.pieces import Lookup, Outer, Piece, Rows
 from gafscope.gradients.ghost.products import Products
 from gafscope.gradients.ghost.rates import Rates, rates
 
-# Rows of up to so many bytes may be held beside the workspace: those of a looped convolution.
-_HELD = 64 << 20
 # Narrower blocks of rows use the processor badly.
 _NARROW = 64
 # Unfolded inputs stay in the cache.
 _UNFOLDED = 4 << 20
-# Pixel Gramians of the shifted form may take so many bytes.
-_PIXELS = 192 << 20
 
 
 def gram_of(
@@ -107,7 +103,7 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
     held = k * numel * piece.inputs.element_size()
     narrow = 1 + 8 / piece.shape[1]
     costs = {}
-    if held <= max(_HELD, piece.nbytes) or not piece.geometry.plain:
+    if held <= max(products.held, piece.nbytes) or not piece.geometry.plain:
         # Small maps and few channels use the processor badly, one sample at a time.
         slow = (1 + 36 / (pixels * u)) * narrow
         if piece.geometry.plain:
@@ -120,7 +116,7 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
         calls = len(piece.geometry.offsets) * -(-piece.shape[0] // channels)
         costs["taps"] = 5 * calls * rate.call + work * 1.6 * narrow / rate.products + product
         square = 0.65 * (n * seen) * (n * seen)
-        small = set(piece.geometry.stride) == {1} and 8 * square <= _PIXELS
+        small = set(piece.geometry.stride) == {1} and 8 * square <= 3 * products.held
         if small:
             # Large pixel Gramians leave the cache at every shift.
             moved = len(piece.geometry.offsets) * 24 * square / rate.traffic
@@ -189,7 +185,9 @@ def _outer_rows_gram(outer: Outer, products: Products) -> Tensor:
     if left.shape[2] < right.shape[2]:
         left, right = right, left
     k, _, q = right.shape
-    step = min(left.shape[2], max(_NARROW, products.workspace // (right.element_size() * k * q)))
+    column = right.element_size() * k * q
+    step = max(products.workspace // column, min(_NARROW, products.held // column), 1)
+    step = min(step, left.shape[2])
     total = torch.zeros(k, k, dtype=torch.float64, device=right.device)
     for start in range(0, left.shape[2], step):
         part = left[:, :, start : start + step].transpose(1, 2)

@@ -150,9 +150,11 @@ class Ledger:
             empty = torch.zeros(self._k, self._k, dtype=torch.float64, device=parameter.device)
             self._grams[name] = sum((self._grams[key] for key in keys), empty)
             return
-        rows = torch.zeros(self._k, parameter.numel(), dtype=parameter.dtype).to(parameter.device)
+        dtype = self._products.sums(parameter.dtype)
+        rows = torch.zeros(self._k, parameter.numel(), dtype=dtype, device=parameter.device)
         for key, part in zip(keys, parts, strict=True):
-            own = sum_of_rows(self._pieces[key], part.shape).view(self._k, *part.shape)
+            pieces = [piece.to(dtype) for piece in self._pieces[key]]
+            own = sum_of_rows(pieces, part.shape).view(self._k, *part.shape)
             if key != name:
                 own = pull_rows(part, own, {name: parameter})[name]
             rows += own.reshape(self._k, -1)

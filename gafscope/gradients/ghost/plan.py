@@ -17,6 +17,9 @@ from gafscope.gradients.ghost.trace import CallTrace, differentiable, tensors_in
 from gafscope.gradients.isolation import kept_buffers
 from gafscope.gradients.problem import Problem
 
+# How a program learns a tensor's values, to branch on them.
+_LOOKS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+
 
 @final
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Survey(CallTrace):
     def __init__(self, problem: Problem, batch: Any):
         super().__init__(problem.parameters)
         self.log: list[Logged] = []
+        self.decides = False
         # Tensors that depend on the batch; held, so that no other takes their id.
         self._fed = {id(tensor): tensor for tensor in pytree.tree_leaves(batch)}
 
@@ -90,6 +94,7 @@ class Survey(CallTrace):
         result = func(*args, **kwargs)
         if self._is_fed((args, kwargs)):
             self._feed(result)
+            self.decides |= getattr(func, "__name__", "") in _LOOKS
         return result
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -117,7 +122,7 @@ class Survey(CallTrace):
         self._fed |= {id(tensor): tensor for tensor in tensors_in(value)}
 
 
-def survey(problem: Problem, samples: int) -> list[Logged]:
+def survey(problem: Problem, samples: int) -> tuple[list[Logged], bool]:
     """Run a small forward pass and log its calls.
 
     Args:
@@ -125,13 +130,13 @@ def survey(problem: Problem, samples: int) -> list[Logged]:
         samples: How many samples; the batch's first ones, repeated where it has fewer.
 
     Returns:
-        The log.
+        The log, and whether the pass looked at values of the batch.
     """
     batch = problem.samples(range(samples))
     trace = Survey(problem, batch)
     with kept_buffers(problem.model), trace:
         problem.loss(problem.model, batch)
-    return trace.log
+    return trace.log, trace.decides
 
 
 def compare(two: list[Logged], three: list[Logged]) -> tuple[Call, ...]:

@@ -35,16 +35,30 @@ class Products:
             "bf16": off-diagonal products of factors rounded to bfloat16, relative errors of
             some 1e-3; squared norms stay in float32.
         workspace: Bytes that a temporary block of rows takes; more would leave the cache.
+        held: Bytes that whole rows and pixel Gramians may take, where that is fastest.
     """
 
     precision: str = "float32"
     workspace: int = 2 << 20
+    held: int = 64 << 20
     _memory: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
         """Relative errors that the precision explains, of products in bf16; else far smaller."""
         return 3e-2 if self.precision == "bf16" else 0.0
+
+    @classmethod
+    def within(cls, precision: str, spare: int | None) -> Products:
+        """Make products that use no more memory than there is.
+
+        Args:
+            precision: As above.
+            spare: Bytes; None for no limit.
+        """
+        if spare is None:
+            return cls(precision)
+        return cls(precision, min(cls.workspace, spare), min(cls.held, spare))
 
     def scratch(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Give memory for a temporary block, the same at every call.
