@@ -94,47 +94,48 @@ def _materialised(pieces: Sequence[Piece], shape: torch.Size, k: int, products: 
 
 
 def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, list[Piece]]:
-    rate = rates(piece.inputs.device.type)
-    n, u = len(piece.inputs), len(piece.inputs) // piece.k
-    pixels, seen = prod(piece.gradient.shape[2:]), prod(piece.inputs.shape[2:])
-    numel, k = prod(piece.shape), piece.k
-    work = n * pixels * numel / piece.geometry.groups
-    product = _product_seconds(k, numel, rate)
-    held = k * numel * piece.inputs.element_size()
-    narrow = 1 + 8 / piece.shape[1]
-    costs = {}
-    if held <= max(products.held, piece.nbytes) or not piece.geometry.plain:
-        # Small maps and few channels use the processor badly, one sample at a time.
-        slow = (1 + 36 / (pixels * u)) * narrow
-        if piece.geometry.plain:
-            copied = n * pixels * numel // piece.shape[0] * piece.inputs.element_size()
-            moved = 3 * copied / rate.traffic
-            costs["unfolded"] = work * 1.3 / rate.products + product + moved
-        costs["looped"] = k * 3 * rate.call + work * slow / rate.products + product
-    if piece.geometry.plain:
-        channels = _channels(piece, products)
-        calls = len(piece.geometry.offsets) * -(-piece.shape[0] // channels)
-        costs["taps"] = 5 * calls * rate.call + work * 1.6 * narrow / rate.products + product
-        square = 0.65 * (n * seen) * (n * seen)
-        small = set(piece.geometry.stride) == {1} and 8 * square <= 3 * products.held
-        if small:
-            # Large pixel Gramians leave the cache at every shift.
-            moved = len(piece.geometry.offsets) * 24 * square / rate.traffic
-            flops = square * sum(piece.shape[:2]) / rate.products
-            costs["shifted"] = moved + flops
+    """Take the form that should be fastest."""
+    costs = _convolution_costs(piece, products)
     form = min(costs, key=lambda name: costs[name])
+    if form == "shifted":
+        return shifted_gram(piece, products), [piece]
     if form == "unfolded":
         return products.gram(piece.unfolded(_UNFOLDED, products)), [piece]
     if form == "looped":
         rows = Rows(piece.slab(0, piece.shape[0]))
         kept: list[Piece] = [rows if rows.nbytes < piece.nbytes else piece]
         return products.gram(rows.rows.flatten(1)), kept
-    if form == "shifted":
-        return shifted_gram(piece, products), [piece]
-    total = torch.zeros(k, k, dtype=torch.float64, device=piece.inputs.device)
+    total = torch.zeros(piece.k, piece.k, dtype=torch.float64, device=piece.inputs.device)
     for rows in piece.taps(_channels(piece, products), products):
         total += products.gram(rows)
     return total, [piece]
+
+
+def _convolution_costs(piece: Convolution, products: Products) -> dict[str, float]:
+    """Estimate the seconds of each form that is exact and fits into memory."""
+    rate = rates(piece.inputs.device.type)
+    n, k, numel, geometry = len(piece.inputs), piece.k, prod(piece.shape), piece.geometry
+    pixels, size = prod(piece.gradient.shape[2:]), piece.inputs.element_size()
+    multiply = n * pixels * numel / geometry.groups / rate.products
+    product = _product_seconds(k, numel, rate)
+    # Few channels, and small maps one sample at a time, use the processor badly.
+    narrow = 1 + 8 / piece.shape[1]
+    small = 1 + 36 * k / (n * pixels)
+    costs: dict[str, float] = {}
+    if k * numel * size <= max(products.held, piece.nbytes) or not geometry.plain:
+        costs["looped"] = 3 * k * rate.call + multiply * small * narrow + product
+        if geometry.plain:
+            copied = 3 * n * pixels * numel // piece.shape[0] * size / rate.traffic
+            costs["unfolded"] = 1.3 * multiply + product + copied
+    if geometry.plain:
+        calls = len(geometry.offsets) * -(-piece.shape[0] // _channels(piece, products))
+        costs["taps"] = 5 * calls * rate.call + 1.6 * multiply * narrow + product
+        pairs = 0.65 * (n * prod(piece.inputs.shape[2:])) ** 2
+        if set(geometry.stride) == {1} and 8 * pairs <= 3 * products.held:
+            # Large pixel Gramians leave the cache at every shift.
+            moved = 24 * len(geometry.offsets) * pairs / rate.traffic
+            costs["shifted"] = pairs * sum(piece.shape[:2]) / rate.products + moved
+    return costs
 
 
 def _channels(piece: Convolution, products: Products) -> int:
