@@ -52,6 +52,7 @@ def microbatch_gradients(
             the budget is too small, or single samples are asked of BatchNorm in training mode.
 
     Example:
+        >>> import torch
         >>> loss = lambda model, batch: model(batch).square().squeeze(1)
         >>> rows = microbatch_gradients(nn.Linear(3, 1), loss, torch.randn(8, 3), microbatches=4)
         >>> rows.named["weight"].shape
@@ -107,6 +108,7 @@ def gramian(
             engine="ghost" cannot take the model exactly.
 
     Example:
+        >>> import torch
         >>> loss = lambda model, batch: model(batch).square().squeeze(1)
         >>> gramian(nn.Linear(3, 1), loss, torch.randn(8, 3)).matrix.shape
         torch.Size([8, 8])
