@@ -14,7 +14,11 @@ from gafscope.errors import UserError
 from gafscope.gradients import gramian
 
 TINY = {
-    **{"models": ("cnn",), "samples": (4,), "microbatches": ("2x3",), "peers": (), "repeats": 2},
+    "models": ("cnn",),
+    "samples": (4,),
+    "microbatches": ("2x3",),
+    "peers": (),
+    "repeats": 2,
     "limit": 1e6,  # whatever else the machine is doing
 }
 COLUMNS = [
