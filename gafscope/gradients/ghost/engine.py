@@ -142,6 +142,8 @@ def _measure(problem: Problem, plan: Plan, products: Products, combines: bool) -
     try:
         seed_everything(problem.model, problem.seed)
         losses = run.forward(problem.flat)
+        # Rows are held while all inputs still are: a part of these is little beside them.
+        ledger.limit(run.input_bytes // 4)
         run.backward(losses)
         layers = {name: geometry.blank_rows(gram) for name, gram in ledger.grams().items()}
         means = losses.detach().view(problem.k, -1).mean(1)

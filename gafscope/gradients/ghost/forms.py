@@ -100,7 +100,7 @@ def _convolution_gram(piece: Convolution, products: Products) -> tuple[Tensor, l
     if form == "shifted":
         return shifted_gram(piece, products), [piece]
     if form == "unfolded":
-        return products.gram(piece.unfolded(_UNFOLDED, products)), [piece]
+        return products.gram(piece.unfolded(min(_UNFOLDED, products.held), products)), [piece]
     if form == "looped":
         rows = Rows(piece.slab(0, piece.shape[0]))
         kept: list[Piece] = [rows if rows.nbytes < piece.nbytes else piece]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -52,6 +53,10 @@ class Ledger:
         # With coarse products: the Gramian of the first two rows, computed finely.
         self._fine = torch.zeros(2, 2, dtype=torch.float64)
         self._derived: dict[str, Tensor] = {}
+
+    def limit(self, held: int) -> None:
+        """Hold no more bytes of whole rows than so many."""
+        self._products = replace(self._products, held=min(self._products.held, held))
 
     def derive(self, key: str, tensor: Tensor) -> None:
         """Enter a derived tensor."""

@@ -51,6 +51,7 @@ class Pass(CallTrace):
         self._ledger = ledger
         self._position = 0
         self._listening = False
+        self._inputs: dict[int, int] = {}
         self._makers: dict[int, tuple[Maker, list[Tensor | None], int]] = {}
         self._sources: list[GradientEdge] = []
         self.halves = False
@@ -94,6 +95,11 @@ class Pass(CallTrace):
         for index in list(self._makers):
             self._finish(index)
 
+    @property
+    def input_bytes(self) -> int:
+        """Memory of the inputs of all watched calls, which a plain pass holds as well."""
+        return sum(self._inputs.values())
+
     def release(self) -> None:
         """Let go of the graph: its hooks refer to this object."""
         self._sources.clear()
@@ -118,6 +124,9 @@ class Pass(CallTrace):
             return result
         if any(tensor.is_complex() for tensor in outputs):
             raise Unsupported(f"'{name}' gives complex numbers")
+        for tensor, key in zip(given, keys, strict=True):
+            if key is None:
+                self._inputs[tensor.untyped_storage().data_ptr()] = tensor.nbytes
         call = self._next(name, keys, len(outputs))
         if call.derives:
             for key, tensor in zip(call.made, outputs, strict=True):
