@@ -56,7 +56,8 @@ class EngineCostSettings:
     install --no-deps backpack-for-pytorch, whose torchvision nothing here needs.
 
     --what engines measures this (the default); --what growth measures how time grows with n, k
-    and P; --what step times the trainer's GAF step of k microbatches, with --microbatches and
+    and P; --what parts tells where the time goes and how few operations and bytes it could be;
+    --what step times the trainer's GAF step of k microbatches, with --microbatches and
     --microbatch-size. Each has a --help of its own.
     """
 

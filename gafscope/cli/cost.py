@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gafscope.analyses.cost_peers import missing_peers
 from gafscope.analyses.engine_cost import EngineCostSettings, measure_engine_cost
 from gafscope.analyses.growth_cost import GrowthCostSettings, growth_slopes, measure_growth_cost
+from gafscope.analyses.parts_cost import PartsCostSettings, measure_parts_cost
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
 from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
@@ -28,8 +29,8 @@ def run_cost(arguments: Sequence[str]) -> None:
     """Measure costs, print the tables and write them, with figures.
 
     Args:
-        arguments: What follows `cost`; `--what engines`, the default, `growth` or `step` is what
-            is measured.
+        arguments: What follows `cost`; `--what engines`, the default, `growth`, `parts` or
+            `step` is what is measured.
 
     Raises:
         UserError: If a setting is wrong.
@@ -85,6 +86,20 @@ def _run_growth(settings: GrowthCostSettings) -> None:
     _print_paths(written)
 
 
+def _run_parts(settings: PartsCostSettings) -> None:
+    table = measure_parts_cost(settings)
+    path = Path(settings.output) / "parts.csv"
+    _write(table, path)
+    for (model, n), part in table.groupby(["model", "n"], sort=False):
+        print(f"\n{model}, n = {n}")
+        print_table(part.drop(columns=["model", "n"]))
+    print_text(
+        "Time and bytes are in units of the whole plain forward and backward of the same samples. "
+        "Times are medians over the turns, divided as torch's profiler saw them."
+    )
+    print(f"\nTable: {path}")
+
+
 def _run_step(settings: StepCostSettings) -> None:
     table = measure_step_cost(settings)
     path = Path(settings.output) / "step.csv"
@@ -100,6 +115,7 @@ def _run_step(settings: StepCostSettings) -> None:
 _RUNS: Mapping[str, tuple[Any, Callable[[Any], None]]] = {
     "engines": (EngineCostSettings(), _run_engines),
     "growth": (GrowthCostSettings(), _run_growth),
+    "parts": (PartsCostSettings(), _run_parts),
     "step": (StepCostSettings(), _run_step),
 }
 

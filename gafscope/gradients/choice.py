@@ -10,8 +10,10 @@ import torch
 
 from gafscope.errors import UserError, unknown_name
 from gafscope.gradients.budget import Plan, ghost_plan, plan
+from gafscope.gradients.crossover import fastest_first
 from gafscope.gradients.ghost import Coupled, Mismatch, Unsupported
 from gafscope.gradients.isolation import untouched
+from gafscope.gradients.measured import compute_rows, measure
 from gafscope.gradients.problem import Problem
 
 T = TypeVar("T")
@@ -51,6 +53,8 @@ def run_engine(
     reasons: list[str] = []
     trusted = None
     with untouched(problem.model):
+        if len(names) > 1 and _on_gpu(problem):
+            names = _by_speed(problem, names, memory_budget, whole)
         for name in names[:-1]:
             if trusted is not None and name != trusted:
                 continue
@@ -108,9 +112,29 @@ def _candidates(problem: Problem, engine: str, whole: bool) -> list[str]:
         )
     if engine != "auto":
         return [engine]
-    if problem.u >= _LOOP_FROM or problem.k == 1:
+    if problem.k == 1 or (problem.u >= _LOOP_FROM and not _on_gpu(problem)):
         return ["loop"]
     return ["vmap", "loop"] if whole else ["ghost", "vmap", "loop"]
+
+
+def _on_gpu(problem: Problem) -> bool:
+    return next(iter(problem.parameters.values())).is_cuda
+
+
+def _by_speed(
+    problem: Problem, names: list[str], memory_budget: int | None, whole: bool
+) -> list[str]:
+    """Order the engines by what they take on a few microbatches."""
+
+    def run(part: Problem, name: str) -> object:
+        def work(name: str, sizes: Plan) -> object:
+            if whole:
+                return compute_rows(part, name, sizes.chunk, 0, part.k)
+            return measure(part, name, sizes, combines=False)
+
+        return _within_memory(part, name, memory_budget, whole, work, alone=False)
+
+    return fastest_first(problem, names, run)
 
 
 def _within_memory(

@@ -38,7 +38,8 @@ def microbatch_gradients(
         microbatches: k, the number of rows; must divide n. None: one row a sample.
         engine: "loop" (always right, one backward a microbatch), "vmap" (vectorised), or
             "auto": vmap for microbatches under 16 samples, loop for larger ones or where vmap
-            cannot follow the model. The ghost engine makes no rows.
+            cannot follow the model; on a GPU whichever a first measurement finds faster. The
+            ghost engine makes no rows.
         memory_budget: Bytes that may be used beside model and batch; vmap then works in chunks.
         seed: Seed of the dropout masks, of which every microbatch draws its own. None takes it
             from torch's global random state, which is not advanced. One seed gives one result
@@ -89,8 +90,9 @@ def gramian(
         layers: Keep the matrix of each parameter as well.
         engine: "ghost" (hooks on one forward and backward pass of all samples, no rows; the loss
             must give one number a sample), "loop" or "vmap" (from rows), or "auto": ghost for
-            microbatches under 16 samples, loop for larger ones; where ghost cannot take a model
-            exactly, vmap or loop. `engine` and `notes` of the result say which, and why.
+            microbatches under 16 samples, loop for larger ones, and on a GPU whichever a first
+            measurement finds fastest; where ghost cannot take a model exactly, vmap or loop.
+            `engine` and `notes` of the result say which, and why.
         precision: Of the ghost engine's products. "float32": distances right to 1e-6;
             "float64": as far as the model's own precision goes, so that small distances between
             nearly equal gradients are right too; "bf16": faster on some processors, distances

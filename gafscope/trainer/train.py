@@ -1,51 +1,24 @@
-"""From settings to a finished run: data, network, optimizer, controls, training."""
+"""Train as settings say, in a folder that is theirs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gafscope.aggregation import GAF, Gate, HalvingGAF, Mean, RandomSkip, Weighting, Yoked
-from gafscope.data import Dataset, MicrobatchSampler, dataset_names, load_data
-from gafscope.errors import UserError, unknown_name
-from gafscope.gradients import supervised
-from gafscope.models import build_model, model_names
+from gafscope.errors import UserError
 from gafscope.records import Run, load_run
+from gafscope.trainer.job import assemble
 from gafscope.trainer.settings import TrainSettings
-from gafscope.trainer.trainer import Trainer
 
 # Settings that say where and how to run, not what: a run may go on with others.
 _ELSEWHERE = ("download", "download_url", "device", "run_dir", "progress")
-
-_RULES: dict[str, Callable[[TrainSettings], Weighting]] = {
-    "gaf": lambda settings: GAF(settings.tau),
-    "halving-gaf": lambda settings: HalvingGAF(settings.tau),
-    "mean": lambda _: Mean(),
-}
-_OPTIMIZERS: dict[str, Callable[[TrainSettings, Iterable[nn.Parameter]], Optimizer]] = {
-    "sgd": lambda s, parameters: SGD(
-        parameters, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
-    ),
-    "adam": lambda s, parameters: Adam(parameters, s.lr, weight_decay=s.weight_decay),
-    "adamw": lambda s, parameters: AdamW(parameters, s.lr, weight_decay=s.weight_decay),
-    "rmsprop": lambda s, parameters: RMSprop(
-        parameters, s.lr, weight_decay=s.weight_decay, momentum=s.momentum
-    ),
-}
-_SCHEDULERS = ("none", "plateau")
-# YAML's and Python's words for values that are no text.
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def train(settings: TrainSettings, name: str = "train") -> Run:
@@ -61,90 +34,22 @@ def train(settings: TrainSettings, name: str = "train") -> Run:
     Raises:
         UserError: If a setting is wrong, data are missing, or the run diverges.
     """
-    with _threads(settings.threads):
-        _fit(settings, name)
-    return load_run(run_folder(settings))
-
-
-def _fit(settings: TrainSettings, name: str) -> None:
-    _check(settings)
-    rule = _RULES[settings.rule](settings)
-    gate = _gate(settings)
-    device = _device(settings.device)
-    dataset = load_data(
-        settings.data,
-        data_dir=settings.data_dir,
-        label_noise=settings.label_noise,
-        validation=settings.validation,
-        subset=settings.subset,
-        seed=settings.seed,
-        download=settings.download,
-        download_url=settings.download_url,
-        device=device,
-        **parse_options(settings.data_options),
-    )
-    model = _model(settings, dataset).to(device)
-    optimizer = _optimizer(settings, model)
-    trainer = Trainer(
-        model,
-        supervised(nn.functional.cross_entropy),
-        optimizer,
-        aggregator=rule,
-        microbatches=settings.microbatches,
-        scheduler=_scheduler(settings, optimizer),
-        run_dir=run_folder(settings),
-        config=run_config(settings),
-        name=name,
-        batch_norm=settings.batch_norm,
-        warmup_updates=settings.warmup_updates,
-        max_updates=settings.max_updates,
-        gate=gate,
-        on_stall=settings.on_stall,
-        clip_norm=settings.clip_norm,
-        precision=settings.precision,
-        compile=settings.compile,
-        validate_every=settings.validate_every,
-        checkpoint_every=settings.checkpoint_every,
-        record_layers_every=settings.record_layers_every,
-        seed=settings.seed,
-        progress=settings.progress,
-    )
-    k = settings.microbatches
-    sampler = MicrobatchSampler(
-        dataset.train,
-        microbatches=1 if isinstance(k, str) else k,
-        microbatch_size=settings.microbatch_size,
-        balance=settings.balance,
-        augment=settings.augment,
-        seed=settings.seed if settings.sampling_seed is None else settings.sampling_seed,
-    )
-    trainer.fit(
-        sampler, settings.steps, validate=dataset.validation.batch(), test=dataset.test.batch()
-    )
-
-
-def _check(settings: TrainSettings) -> None:
-    """Refuse what can be refused before data are read, or even downloaded."""
-    names: dict[str, tuple[str, Iterable[str]]] = {
-        "rule": (settings.rule, _RULES),
-        "dataset": (settings.data, dataset_names()),
-        "model": (settings.model, model_names()),
-        "optimizer": (settings.optimizer, _OPTIMIZERS),
-        "scheduler": (settings.scheduler, _SCHEDULERS),
-    }
-    for kind, (name, choices) in names.items():
-        if name not in choices:
-            raise unknown_name(kind, name, choices)
-    if not (settings.lr > 0 and math.isfinite(settings.lr)):
-        raise UserError(f"lr, the learning rate, must be positive, but is {settings.lr}.")
-    if settings.steps < 1:
-        raise UserError(f"steps must be at least 1, but is {settings.steps}.")
-    if settings.patience < 0:
-        raise UserError(f"patience must be at least 0, but is {settings.patience}.")
+    with using_threads(settings.threads):
+        folder = run_folder(settings)
+        assemble(settings, folder, run_config(settings), name).fit(settings.steps)
+    return load_run(folder)
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
+    """Use this many processor threads inside the block.
+
+    Args:
+        count: Their number; None for torch's choice.
+
+    Raises:
+        UserError: If it is below 1.
+    """
     if count is not None and count < 1:
         raise UserError(f"threads must be at least 1, but is {count}.")
     before = torch.get_num_threads()
@@ -189,94 +94,3 @@ def run_folder(settings: TrainSettings) -> Path:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
     rule = settings.rule if settings.rule == "mean" else f"{settings.rule}-tau{settings.tau:g}"
     return Path("runs") / f"{settings.data}-{settings.model}-{rule}-seed{settings.seed}-{digest}"
-
-
-def parse_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Read the values of options: numbers, true, false, none, text, or a list with commas.
-
-    Args:
-        options: Option name -> text, or a value that is no text already.
-
-    Returns:
-        Option name -> value.
-
-    Example:
-        >>> parse_options({"stem": "imagenet", "hidden": "256,128", "width": "32"})
-        {'stem': 'imagenet', 'hidden': (256, 128), 'width': 32}
-    """
-    return {name: _parse(value) for name, value in (options or {}).items()}
-
-
-def _parse(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    if not isinstance(value, str):
-        return value
-    if "," in value:
-        return tuple(_parse(part.strip()) for part in value.split(",") if part.strip())
-    if value.lower() in _WORDS:
-        return _WORDS[value.lower()]
-    for number in (int, float):
-        try:
-            return number(value)
-        except ValueError:
-            continue
-    return value
-
-
-def _gate(settings: TrainSettings) -> Gate | None:
-    if settings.yoked_to is not None and settings.skip_rate is not None:
-        raise UserError("yoked_to and skip_rate are two controls; give one of them, not both.")
-    if settings.yoked_to is None:
-        return None if settings.skip_rate is None else RandomSkip(settings.skip_rate, settings.seed)
-    scalars = load_run(settings.yoked_to).scalars
-    if len(scalars) < settings.steps:
-        raise UserError(
-            f"The run in {settings.yoked_to} has {len(scalars)} steps, too few for a run of "
-            f"{settings.steps} that is yoked to it; let it finish first, or make fewer steps."
-        )
-    return Yoked(scalars["stepped"].tolist())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"Cannot use device '{name}': {reason}. Use cpu, cuda, cuda:1 ..., or auto."
-        ) from error
-    return device
-
-
-def _model(settings: TrainSettings, dataset: Dataset) -> nn.Module:
-    model = build_model(
-        settings.model,
-        input_shape=dataset.input_shape,
-        num_classes=dataset.num_classes,
-        seed=settings.seed,
-        **parse_options(settings.model_options),
-    )
-    if settings.channels_last:
-        # torch lays a whole module out this way; its stub knows tensors only.
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return model
-
-
-def _optimizer(settings: TrainSettings, model: nn.Module) -> Optimizer:
-    try:
-        return _OPTIMIZERS[settings.optimizer](settings, model.parameters())
-    except ValueError as error:
-        raise UserError(
-            f"The optimizer {settings.optimizer} refuses its settings: {error}. Correct lr, "
-            "momentum or weight_decay."
-        ) from error
-
-
-def _scheduler(settings: TrainSettings, optimizer: Optimizer) -> ReduceLROnPlateau | None:
-    if settings.scheduler == "none":
-        return None
-    return ReduceLROnPlateau(optimizer, mode="max", factor=0.1, patience=settings.patience)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import yaml
 
 from gafscope.errors import UserError
 from gafscope.records import load_run
-from gafscope.trainer import TrainSettings, train
-from gafscope.trainer.train import parse_options, run_config, run_folder
+from gafscope.trainer import TrainSettings, job, train
+from gafscope.trainer.options import parse_options
+from gafscope.trainer.train import run_config, run_folder
 
 QUICK = TrainSettings(
     steps=6, model_options={"hidden": "8"}, microbatch_size=5, threads=1, progress=False
@@ -188,7 +188,7 @@ def test_a_typing_error_is_found_before_data_are_downloaded(change, monkeypatch)
     def load(*_, **__):
         raise AssertionError("the data were read first")
 
-    monkeypatch.setattr(sys.modules[train.__module__], "load_data", load)
+    monkeypatch.setattr(job, "load_data", load)
     with pytest.raises(UserError):
         train(replace(QUICK, data="cifar10", download=True, **change))
 
