@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from gafscope.aggregation.apply import rows_needed
 from gafscope.aggregation.check import check_decision
-from gafscope.aggregation.decision import Decision, Weighting
+from gafscope.aggregation.decision import Decision
+from gafscope.aggregation.kinds import RowRule, Rule
 from gafscope.gradients import Gramian, Loss
 from gafscope.gradients.problem import trainable
 from gafscope.gradients.weighted import weighted_gradient
@@ -39,7 +41,7 @@ def per_sample_step(
     model: nn.Module,
     loss: Loss,
     batch: Any,
-    rule: Weighting,
+    rule: Rule,
     *,
     microbatches: int | None = None,
     layers: bool = False,
@@ -62,7 +64,7 @@ def per_sample_step(
         model: Any module without BatchNorm in training mode, which couples samples.
         loss: `(model, batch) -> (B,)` losses; see `supervised`.
         batch: A pytree of tensors with n samples in their first dimension.
-        rule: The weighting, such as `GAF(tau=0.97)`.
+        rule: The weighting, such as `GAF(tau=0.97)`. One that remembers learns from the step.
         microbatches: k, to decide on the means of k microbatches; None: on single samples.
         layers: Give the Gramian of each parameter to the rule as well.
         engine: As in `gramian`.
@@ -75,7 +77,8 @@ def per_sample_step(
         The decision, the Gramian and the losses.
 
     Raises:
-        UserError: As `gramian`, or if the rule's decision contradicts itself.
+        UserError: As `gramian`, or if the rule needs rows, which are not kept here, or its
+            decision contradicts itself.
 
     Example:
         >>> from gafscope.aggregation import GAF
@@ -87,6 +90,8 @@ def per_sample_step(
         >>> step.decision.accepted.sum()
         tensor(8)
     """
+    if isinstance(rule, RowRule):
+        raise rows_needed(rule, "per sample, where only their Gramian is kept")
     decisions: list[tuple[Decision, Gramian]] = []
 
     def weigh(gramian: Gramian) -> Tensor | None:

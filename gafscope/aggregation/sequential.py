@@ -7,9 +7,11 @@ only the running vector and the newest gradient exist (`Visitor`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
+import numpy as np
 import torch
 
 from gafscope.aggregation.decision import Decision
@@ -46,8 +48,8 @@ class Sequential(Protocol):
     """A weighting that can also stream: its whole behaviour is in its `fold`."""
 
     @property
-    def fold(self) -> Fold:
-        """How the rule runs."""
+    def fold(self) -> Fold | None:
+        """How the rule runs; None while its settings need all gradients before the first visit."""
         ...
 
     def __call__(self, gramian: Gramian, /) -> Decision:
@@ -74,22 +76,27 @@ class Visitor:
         self._started = False
         self._visits = 0
         self._count = 0
-        self.weights = torch.zeros(k, dtype=torch.float64)
-        self._accepted = torch.zeros(k, dtype=torch.bool)
-        self._distances = torch.full((k,), math.nan, dtype=torch.float64)
-        self._finite = torch.zeros(k, dtype=torch.bool)
+        # Arrays, since setting one number in a tensor costs as much as all the rest of a visit.
+        self._weights = np.zeros(k)
+        self._accepted = np.zeros(k, dtype=bool)
+        self._distances = np.full(k, math.nan)
+        self._finite = np.zeros(k, dtype=bool)
 
-    def visit(self, square: float, dot: float) -> tuple[float, float] | None:
+    def visit(
+        self, square: float, dot: float, index: int | None = None
+    ) -> tuple[float, float] | None:
         """Decide on the next gradient g.
 
         Args:
             square: <g, g>.
             dot: <g, s> with the running vector s; anything while s is empty.
+            index: Which of the k gradients it is; None counts the visits.
 
         Returns:
             Factors (keep, add) when g is accepted, `s = keep * s + add * g`; None when not.
         """
-        i, self._visits = self._visits, self._visits + 1
+        i = self._visits if index is None else index
+        self._visits += 1
         if not math.isfinite(square):
             return None
         self._finite[i] = True
@@ -106,8 +113,8 @@ class Visitor:
         self._started = self._started or square > 0
         self._count += 1
         self._accepted[i] = True
-        self.weights *= keep
-        self.weights[i] = add
+        self._weights *= keep
+        self._weights[i] = add
         return keep, add
 
     @property
@@ -123,12 +130,13 @@ class Visitor:
     def decision(self) -> Decision:
         """Give the decision after the last visit."""
         step = self._count >= self._fold.minimum
+        weights = self._weights / self.divisor if step else np.zeros_like(self._weights)
         return Decision(
-            weights=self.weights / self.divisor if step else torch.zeros_like(self.weights),
-            accepted=self._accepted & step,
+            weights=torch.from_numpy(weights),
+            accepted=torch.from_numpy(self._accepted & step),
             step=step,
-            distances=self._distances,
-            finite=self._finite,
+            distances=torch.from_numpy(self._distances.copy()),
+            finite=torch.from_numpy(self._finite.copy()),
         )
 
 
@@ -146,17 +154,57 @@ def decide(fold: Fold, gramian: Gramian, rule: str) -> Decision:
     Raises:
         UserError: If the rule compares gradients and there is only one.
     """
+    return visit_all(fold, products_to_visit(fold, gramian, rule), range(gramian.k))
+
+
+def products_to_visit(fold: Fold, gramian: Gramian, rule: str) -> np.ndarray:
+    """Give the inner products that `visit_all` takes.
+
+    Args:
+        fold: How the rule runs.
+        gramian: Inner products of the k micro-gradients.
+        rule: The rule's name, for messages.
+
+    Returns:
+        (k, k) float64, zeros beside the diagonal where a gradient is not finite: a dropped row
+        has weight 0 but may hold NaN, and 0 * nan is nan.
+
+    Raises:
+        UserError: If the rule compares gradients and there is only one.
+    """
     if gramian.k < fold.minimum:
         raise UserError(
             f"{rule} needs at least 2 micro-gradients to compare, but there is k = {gramian.k}; "
             "use microbatches=2 or more, or Mean for plain training."
         )
-    visitor = Visitor(fold, gramian.k)
-    # A dropped row has weight 0 but may hold NaN, and 0 * nan is nan.
     matrix = gramian.matrix.cpu()
-    products = torch.where(finite_rows(matrix), matrix, 0.0)
-    for i, square in enumerate(matrix.diagonal().tolist()):
-        visitor.visit(square, float(products[i] @ visitor.weights))
+    finite = finite_rows(matrix)
+    products = torch.where(finite[:, None] & finite[None, :], matrix, 0.0)
+    products.diagonal().copy_(matrix.diagonal())
+    return products.numpy()
+
+
+def visit_all(fold: Fold, products_kk: np.ndarray, order: Sequence[int]) -> Decision:
+    """Visit micro-gradients in any order.
+
+    Args:
+        fold: How the rule runs.
+        products_kk: Inner products, from `products_to_visit`.
+        order: Each of the k indices once.
+
+    Returns:
+        The decision, by index.
+    """
+    visitor = Visitor(fold, len(products_kk))
+    dots = np.zeros(len(products_kk))  # of each gradient with the running vector
+    squares = products_kk.diagonal().tolist()
+    for i in order:
+        factors = visitor.visit(squares[i], float(dots[i]), i)
+        if factors is not None:
+            keep, add = factors
+            # Sums that overflow end as a distance of NaN, which no threshold accepts.
+            with np.errstate(over="ignore", invalid="ignore"):
+                dots = keep * dots + add * products_kk[i]
     return visitor.decision()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from gafscope.records import Run
 from gafscope.records.acceptance import accepted_fraction
@@ -88,12 +88,24 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
                 "rolling_distance": scalars["distance_mean"].rolling(SMOOTH, min_periods=1).mean(),
                 "accepted": accepted_fraction(scalars, run.config),
                 "updates": scalars["stepped"].cumsum(),
-                "tau": float("nan") if trial.settings.rule == "mean" else trial.settings.tau,
+                "tau": _taus(run),
                 "validation_accuracy": scalars.get("validation_accuracy"),
             }
         )
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def _taus(run: Run) -> Any:
+    """Give tau step by step where the rule moves it, or the one it has."""
+    if "tau" in run.scalars:
+        return run.scalars["tau"]
+    return float("nan") if run.config["tau"] is None else run.config["tau"]
+
+
+def _last_tau(run: Run) -> float:
+    taus = _taus(run)
+    return taus if isinstance(taus, float) else taus.iloc[-1]
 
 
 def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
@@ -105,8 +117,9 @@ def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         One row a trial: `data`, `rule`, `seed`, `train_accuracy` (mean over the last 100 steps),
-        `test_accuracy`, `best_test_accuracy` (at the weights of the best validation), `updates`
-        and `accepted`, all shares of 1 but the updates.
+        `test_accuracy`, `best_test_accuracy` (at the weights of the best validation),
+        `validation_accuracy`, `updates`, `accepted`, `distance` and `tau` at the end; shares of 1
+        but the updates.
     """
     import pandas as pd
 
@@ -118,9 +131,11 @@ def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
             "train_accuracy": run.scalars["accuracy"].tail(SMOOTH).mean(),
             "test_accuracy": run.summary["test_accuracy"],
             "best_test_accuracy": run.summary.get("best_test_accuracy"),
+            "validation_accuracy": run.summary.get("validation_accuracy"),
             "updates": run.summary["updates"],
             "accepted": accepted_fraction(run.scalars, run.config).mean(),
             "distance": run.scalars["distance_mean"].tail(SMOOTH).mean(),
+            "tau": _last_tau(run),
         }
         for trial, run in zip(trials, runs, strict=True)
     ]

@@ -70,7 +70,7 @@ def run(settings: WhiteNoiseSettings) -> Result:
     ends = ends_of(trials, runs)
     table = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
     curves = curves_of(trials, runs)
-    return Result(table, curves, _verdict(table, curves, settings.train.tau), root)
+    return Result(table, curves, _verdict(table, curves), root)
 
 
 def _trials(settings: WhiteNoiseSettings) -> list[Trial]:
@@ -94,9 +94,10 @@ def _trials(settings: WhiteNoiseSettings) -> list[Trial]:
     ]
 
 
-def _verdict(table: pd.DataFrame, curves: pd.DataFrame, tau: float) -> str:
+def _verdict(table: pd.DataFrame, curves: pd.DataFrame) -> str:
     rows = {(row["data"], row["rule"]): row for row in table.to_dict("records")}
     real = next(data for data, _ in rows if data != NOISE)
+    tau = curves["tau"].max()  # averaging has none
     noise_mean, noise_gaf = rows[NOISE, "averaging"], rows[NOISE, "GAF"]
     real_gaf = rows[real, "GAF"]
     seen = curves[(curves["data"] == NOISE) & (curves["rule"] == "averaging")]

@@ -1,7 +1,8 @@
 """A run's folder: written while training goes on, read back whenever it is asked for.
 
-`RunWriter` writes, `load_run` reads, `Run` is what was read, and `atomic_write` is how every
-file that must never be half written gets onto the disk. The folder holds::
+`RunWriter` writes, `load_run` reads, `Run` is what was read, `replay` lets a rule decide on what
+was recorded, and `atomic_write` is how every file that must never be half written gets onto the
+disk. The folder holds::
 
     config.yaml        settings
     provenance.json    versions, git commit, seed, device, command, start time
@@ -12,7 +13,8 @@ file that must never be half written gets onto the disk. The folder holds::
 """
 
 from gafscope.records.files import atomic_write
+from gafscope.records.replay import replay
 from gafscope.records.run import Run, load_run
 from gafscope.records.writer import RunWriter
 
-__all__ = ["Run", "RunWriter", "atomic_write", "load_run"]
+__all__ = ["Run", "RunWriter", "atomic_write", "load_run", "replay"]

@@ -85,7 +85,7 @@ class MatrixStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._part: Path | None = None
-        self._rows: dict[tuple[int, str], Float64[np.ndarray, "k k"]] = {}
+        self._rows: dict[int, dict[str, Float64[np.ndarray, "k k"]]] = {}
 
     @property
     def steps(self) -> list[int]:
@@ -107,13 +107,28 @@ class MatrixStore:
         Returns:
             The Gramian, (k, k), a copy; None when none was recorded for that step and layer.
         """
+        matrix = self._at(step).get(layer)
+        return None if matrix is None else matrix.copy()
+
+    def read_layers(self, step: int) -> dict[str, Float64[np.ndarray, "k k"]]:
+        """Read the matrices of all layers of one step.
+
+        Args:
+            step: Any step.
+
+        Returns:
+            Layer -> the Gramian, (k, k), a copy; empty where none was recorded.
+        """
+        found = self._at(step)
+        return {layer: matrix.copy() for layer, matrix in found.items() if layer != WHOLE_MODEL}
+
+    def _at(self, step: int) -> dict[str, Float64[np.ndarray, "k k"]]:
         part = self._index[0].get(step)
         if part is None:
-            return None
-        if part != self._part:
+            return {}
+        if part is not self._part:
             self._rows, self._part = _read_part(part), part
-        matrix = self._rows.get((step, layer))
-        return None if matrix is None else matrix.copy()
+        return self._rows[step]
 
     @cached_property
     def _index(self) -> tuple[dict[int, Path], dict[str, None]]:
@@ -130,13 +145,18 @@ class MatrixStore:
         return parts, layers
 
 
-def _read_part(path: Path) -> dict[tuple[int, str], Float64[np.ndarray, "k k"]]:
+def _read_part(path: Path) -> dict[int, dict[str, Float64[np.ndarray, "k k"]]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         table = file.read()
     sizes = table["k"].to_numpy()
     flat = table["values"].combine_chunks().flatten().to_numpy()
-    blocks = np.split(flat, np.cumsum(sizes.astype(np.int64) ** 2)[:-1])
-    keys = zip(table["step"].to_pylist(), table["layer"].to_pylist(), strict=True)
-    return {key: block.reshape(k, k) for key, k, block in zip(keys, sizes, blocks, strict=True)}
+    ends = np.cumsum(sizes.astype(np.int64) ** 2).tolist()
+    columns = zip(
+        table["step"].to_pylist(), table["layer"].to_pylist(), sizes.tolist(), ends, strict=True
+    )
+    steps: dict[int, dict[str, Float64[np.ndarray, "k k"]]] = {}
+    for step, layer, k, end in columns:
+        steps.setdefault(step, {})[layer] = flat[end - k * k : end].reshape(k, k)
+    return steps

@@ -93,6 +93,17 @@ class Run:
             "Choose a step at which layers were recorded, or leave the layer out."
         )
 
+    def layer_matrices(self, step: int) -> dict[str, Float64[np.ndarray, "k k"]]:
+        """Read the Gramians by layer of one step.
+
+        Args:
+            step: Any step.
+
+        Returns:
+            Layer -> (k, k) float64; empty where no layers were recorded.
+        """
+        return self._matrices.read_layers(step)
+
     def cosine_distance(self, step: int, layer: str | None = None) -> Float64[np.ndarray, "k k"]:
         """Give the cosine distances `1 - K[i, j] / sqrt(K[i, i] K[j, j])` of one step.
 

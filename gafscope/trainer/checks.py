@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gafscope.aggregation import Mean
+from gafscope.aggregation import Mean, RowRule, Rule, Stateful, Weighting, rows_needed
 from gafscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ def check_settings(trainer: Trainer) -> None:
         _check_count("max_updates", trainer.max_updates, 1)
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
         raise UserError(f"clip_norm must be positive, but is {trainer.clip_norm}.")
-    if not callable(trainer.aggregator) or isinstance(trainer.aggregator, type):
+    rule = trainer.aggregator
+    if isinstance(rule, type) or not isinstance(rule, Weighting | RowRule):
         raise UserError(
             "aggregator must be a rule, such as GAF(tau=0.97), Mean() or a function from a "
-            f"Gramian to a Decision, but is {trainer.aggregator!r}."
+            f"Gramian to a Decision, but is {rule!r}."
         )
     _check_microbatches(trainer)
     _check_optimizer(trainer)
@@ -106,7 +107,7 @@ def check_macrobatch(trainer: Trainer, samples: int) -> None:
     """
     microbatches = trainer.microbatches
     if isinstance(microbatches, str):
-        if samples < 2 and not isinstance(trainer.aggregator, Mean):
+        if samples < 2 and _compares(trainer.aggregator):
             raise UserError(
                 "A macrobatch of 1 sample leaves nothing to compare: with microbatches='samples' a "
                 "filter needs at least 2 samples a step. Use larger macrobatches (and drop_last="
@@ -138,15 +139,27 @@ def _check_microbatches(trainer: Trainer) -> None:
             f"microbatches must be a whole number or 'samples', but is {microbatches!r}."
         )
     _check_count("microbatches", microbatches, 1)
-    if microbatches < 2 and not isinstance(trainer.aggregator, Mean):
+    if microbatches < 2 and _compares(trainer.aggregator):
         raise UserError(
             f"microbatches={microbatches} leaves nothing to compare: a filter needs at "
             "least 2 microbatches a step. Use microbatches=2 or more, or the rule Mean."
         )
 
 
+def _compares(rule: Rule) -> bool:
+    """Tell whether a rule compares the microbatches of one step with each other."""
+    # A gate compares with earlier steps.
+    return not isinstance(rule, Mean) and not (
+        isinstance(rule, RowRule) and isinstance(rule, Stateful)
+    )
+
+
 def _check_single_samples(trainer: Trainer) -> None:
     """Refuse what single samples have not, or not alone."""
+    if isinstance(trainer.aggregator, RowRule):
+        raise rows_needed(
+            trainer.aggregator, "with microbatches='samples', where only their Gramian is kept"
+        )
     if trainer.compile:
         raise UserError(
             "compile=True does not go with microbatches='samples', whose gradients are taken from "

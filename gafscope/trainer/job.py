@@ -13,21 +13,16 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from gafscope.aggregation import GAF, Gate, HalvingGAF, Mean, RandomSkip, Weighting, Yoked
+from gafscope.aggregation import Gate, RandomSkip, Yoked, rule_names
 from gafscope.data import Dataset, MicrobatchSampler, dataset_names, load_data
 from gafscope.errors import UserError, unknown_name
 from gafscope.gradients import supervised
 from gafscope.models import build_model, model_names
 from gafscope.records import load_run
-from gafscope.trainer.options import parse_options
+from gafscope.trainer.options import make_rule, parse_options
 from gafscope.trainer.settings import TrainSettings
 from gafscope.trainer.trainer import Trainer
 
-_RULES: dict[str, Callable[[TrainSettings], Weighting]] = {
-    "gaf": lambda settings: GAF(settings.tau),
-    "halving-gaf": lambda settings: HalvingGAF(settings.tau),
-    "mean": lambda _: Mean(),
-}
 _OPTIMIZERS: dict[str, Callable[[TrainSettings, Iterable[nn.Parameter]], Optimizer]] = {
     "sgd": lambda s, parameters: SGD(
         parameters, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
@@ -87,7 +82,7 @@ def assemble(
         UserError: If a setting is wrong or data are missing.
     """
     _check(settings)
-    rule = _RULES[settings.rule](settings)
+    rule = make_rule(settings)
     gate = _gate(settings)
     device = _device(settings.device)
     dataset = load_data(
@@ -143,7 +138,7 @@ def assemble(
 def _check(settings: TrainSettings) -> None:
     """Refuse what can be refused before data are read, or even downloaded."""
     names: dict[str, tuple[str, Iterable[str]]] = {
-        "rule": (settings.rule, _RULES),
+        "rule": (settings.rule, rule_names()),
         "dataset": (settings.data, dataset_names()),
         "model": (settings.model, model_names()),
         "optimizer": (settings.optimizer, _OPTIMIZERS),

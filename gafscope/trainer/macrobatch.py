@@ -1,13 +1,13 @@
 """One macrobatch: micro-gradients, a decision, and the update that follows.
 
-Sequential rules stream: only the running vector and the newest gradient exist. Any other
-weighting, and every step whose Gramian by layer is recorded, holds the k gradients.
+Sequential rules stream: only the running vector and the newest gradient exist. Any other rule,
+and every step whose Gramian by layer is recorded, holds the k gradients.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -17,7 +17,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from gafscope import geometry
-from gafscope.aggregation import Decision, Fold, Visitor, Weighting, check_decision
+from gafscope.aggregation import (
+    Decision,
+    Fold,
+    Observing,
+    RowRule,
+    Rule,
+    Visitor,
+    Weighting,
+    aggregate,
+    check_decision,
+)
 from gafscope.gradients import GradientRows, Gramian, Loss
 from gafscope.gradients.loss import check_differentiable
 from gafscope.gradients.problem import batch_size
@@ -39,6 +49,7 @@ class Outcome:
         norm: Its norm.
         gramian: Inner products, where they are known.
         recorded: Whether the Gramian belongs into the record at this step.
+        scalars: What a rule that needs rows adds to the record.
     """
 
     decision: Decision
@@ -48,6 +59,7 @@ class Outcome:
     norm: float
     gramian: Gramian | None = None
     recorded: bool = True
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @final
@@ -74,12 +86,12 @@ class Macrobatch:
     _losses: list[float] = field(default_factory=list)
     _accuracies: list[float] = field(default_factory=list)
 
-    def run(self, batch: Any, rule: Weighting, layers: bool) -> Outcome:
+    def run(self, batch: Any, rule: Rule, layers: bool) -> Outcome:
         """Differentiate a macrobatch and decide.
 
         Args:
             batch: A pytree of tensors with k * u samples.
-            rule: The weighting.
+            rule: The rule.
             layers: Compute the Gramian by layer, which holds all k gradients.
 
         Returns:
@@ -93,8 +105,13 @@ class Macrobatch:
         self.statistics.begin()
         size = batch_size(batch) // self.microbatches
         fold: Fold | None = getattr(rule, "fold", None)
+        if isinstance(rule, RowRule):
+            return self._combine(batch, size, rule)
         if fold is not None and not layers:
-            return self._stream(batch, size, fold)
+            outcome = self._stream(batch, size, fold)
+            if isinstance(rule, Observing):
+                rule.observe(outcome.decision)
+            return outcome
         return self._hold(batch, size, rule, fold)
 
     def _stream(self, batch: Any, size: int, fold: Fold) -> Outcome:
@@ -116,7 +133,7 @@ class Macrobatch:
 
     def _hold(self, batch: Any, size: int, rule: Weighting, fold: Fold | None) -> Outcome:
         gradients = [self._gradient(batch, i, size) for i in range(self.microbatches)]
-        gramian = self._gramian(gradients)
+        gramian = _on_cpu(self._rows(gradients).gramian())
         decision = rule(gramian)
         check_decision(decision, gramian.matrix, rule)
         running = RunningVector()
@@ -130,6 +147,25 @@ class Macrobatch:
         if fold is not None and fold.divide and decision.step:
             running.divide(int(decision.accepted.sum()))
         return self._outcome(decision, running, update_norm(decision, gramian), gramian)
+
+    def _combine(self, batch: Any, size: int, rule: RowRule) -> Outcome:
+        gradients = [self._gradient(batch, i, size) for i in range(self.microbatches)]
+        rows = self._rows(gradients)
+        used = [[part is not None for part in gradient] for gradient in gradients]
+        del gradients  # the rows are copies
+        gramian = _on_cpu(rows.gramian())
+        result = aggregate(rule, rows, gramian)
+        taken = [used[i] for i in result.decision.accepted.nonzero().flatten().tolist()]
+        update = RunningVector()
+        # A parameter that no accepted microbatch uses keeps no gradient, as after a backward.
+        update.tensors = [
+            result.update.get(name) if any(row[j] for row in taken) else None
+            for j, name in enumerate(self.parameters)
+        ]
+        norm = math.sqrt(self._products(update.tensors, [])[0])
+        outcome = self._outcome(result.decision, update, norm, gramian)
+        outcome.scalars = result.scalars
+        return outcome
 
     def _outcome(
         self, decision: Decision, running: RunningVector, norm: float, gramian: Gramian | None
@@ -159,8 +195,8 @@ class Macrobatch:
         self.statistics.collect(finite=bool(gradient))
         return gradient
 
-    def _gramian(self, gradients: list[Gradient]) -> Gramian:
-        """Multiply all pairs; a microbatch without gradient (its loss is not finite) is NaN."""
+    def _rows(self, gradients: list[Gradient]) -> GradientRows:
+        """Stack the gradients; a microbatch without one (its loss is not finite) is NaN."""
         named = {}
         for j, (name, parameter) in enumerate(self.parameters.items()):
             rows = []
@@ -169,10 +205,7 @@ class Macrobatch:
                 missing = 0.0 if gradient else math.nan
                 rows.append(torch.full_like(parameter, missing) if row is None else row)
             named[name] = torch.stack([row.detach() for row in rows])
-        gramian = GradientRows(named).gramian()
-        # Decisions are taken on the CPU, wherever the gradients are.
-        layers = {name: layer.cpu() for name, layer in gramian.layers.items()}
-        return Gramian(gramian.matrix.cpu(), layers, engine="loop")
+        return GradientRows(named, engine="loop")
 
 
 def update_norm(decision: Decision, gramian: Gramian) -> float:
@@ -185,6 +218,12 @@ def update_norm(decision: Decision, gramian: Gramian) -> float:
     weights = decision.weights[decision.accepted]
     matrix = gramian.matrix[decision.accepted][:, decision.accepted]
     return math.sqrt(max(float(weights @ matrix @ weights), 0.0))
+
+
+def _on_cpu(gramian: Gramian) -> Gramian:
+    """Decisions are taken on the CPU, wherever the gradients are."""
+    layers = {name: layer.cpu() for name, layer in gramian.layers.items()}
+    return Gramian(gramian.matrix.cpu(), layers, engine=gramian.engine)
 
 
 def _pair_gramian(squares: list[float], dot: float) -> Gramian:

@@ -1,12 +1,30 @@
-"""Options given as text, such as those of a network or a data set."""
+"""Options given as text: of a network, a data set or a rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from gafscope.aggregation import Rule, build_rule
+from gafscope.trainer.settings import TrainSettings
+
 # YAML's and Python's words for values that are no text.
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def make_rule(settings: TrainSettings) -> Rule:
+    """Make the rule that settings describe.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        The rule.
+
+    Raises:
+        UserError: If there is no such rule, or it refuses its options.
+    """
+    return build_rule(settings.rule, settings.tau, **parse_options(settings.rule_options))
 
 
 def parse_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
-from gafscope.aggregation import Weighting, per_sample_step
+from gafscope.aggregation import Rule, per_sample_step
 from gafscope.gradients import Loss, Supervised
-from gafscope.gradients.problem import batch_size, trainable
-from gafscope.trainer.batch_norm import RunningStatistics
+from gafscope.gradients.problem import batch_size
+from gafscope.trainer.calibration import autocast_of
 from gafscope.trainer.macrobatch import Macrobatch, Outcome, update_norm
 from gafscope.trainer.running import RunningVector
 
@@ -29,19 +28,14 @@ SAMPLES = "samples"
 """The number of microbatches that makes each sample one."""
 
 
-def make_macrobatch(
-    trainer: Trainer, statistics: RunningStatistics
-) -> Macrobatch | PerSampleMacrobatch:
+def make_macrobatch(trainer: Trainer) -> Macrobatch | PerSampleMacrobatch:
     """Make what computes a trainer's macrobatches.
 
     Args:
         trainer: The trainer, its settings checked.
-        statistics: BatchNorm's running statistics, which single samples do not move.
     """
-    autocast = nullcontext
-    if trainer.precision == "bf16":
-        autocast = partial(torch.autocast, trainer.device.type, dtype=torch.bfloat16)
-    parameters = trainable(trainer.model)
+    autocast = autocast_of(trainer)
+    parameters = trainer.parameters
     if isinstance(trainer.microbatches, str):
         return PerSampleMacrobatch(trainer.model, parameters, trainer.loss, autocast)
     return Macrobatch(
@@ -50,7 +44,7 @@ def make_macrobatch(
         loss=trainer.loss,
         microbatches=trainer.microbatches,
         autocast=autocast,
-        statistics=statistics,
+        statistics=trainer.statistics,
     )
 
 
@@ -75,7 +69,7 @@ class PerSampleMacrobatch:
         # One object for all steps: what an engine has found out about a loss is kept with it.
         self._watched = _WatchedLoss(self.loss, self.autocast)
 
-    def run(self, batch: Any, rule: Weighting, layers: bool) -> Outcome:
+    def run(self, batch: Any, rule: Rule, layers: bool) -> Outcome:
         """Differentiate a macrobatch and decide.
 
         Args:

@@ -10,6 +10,8 @@ import numpy as np
 from torch.optim import Optimizer
 
 from gafscope import geometry
+from gafscope.aggregation import Recording, Rule
+from gafscope.errors import UserError
 from gafscope.trainer.macrobatch import Outcome
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ _DESCRIBED = (
 
 
 def scalar_row(
-    step: int, outcome: Outcome, stepped: bool, norm: float, lr: float
+    step: int, outcome: Outcome, stepped: bool, norm: float, lr: float, rule: Rule
 ) -> dict[str, Any]:
     """Make the row of one step.
 
@@ -41,14 +43,19 @@ def scalar_row(
         stepped: Whether the optimizer stepped.
         norm: Norm of the combined gradient before clipping; NaN without a step.
         lr: Learning rate of the first parameter group.
+        rule: The trainer's rule, which may add columns; in the warm-up as well, so that the
+            columns are the same at all steps.
 
     Returns:
         Column name -> value. `accepted` counts microbatches, `not_finite` lists those with a
         NaN or an infinity, `distance_mean` is over all pairs and NaN where it is not known.
+
+    Raises:
+        UserError: If the rule adds a column that is there already.
     """
     decision, gramian = outcome.decision, outcome.gramian
     known = gramian is not None
-    return {
+    row = {
         "step": step,
         "loss": float(np.mean(outcome.losses)),
         "accuracy": float(np.mean(outcome.accuracies)),
@@ -60,6 +67,16 @@ def scalar_row(
         "grad_norm": norm,
         "lr": lr,
     }
+    added = dict(outcome.scalars)
+    if isinstance(rule, Recording):
+        added |= rule.scalars()
+    for name in added:
+        if name in row:
+            raise UserError(
+                f"The rule {type(rule).__name__} records a column '{name}', which every run has "
+                "already; give it another name."
+            )
+    return row | added
 
 
 def current_lr(optimizer: Optimizer) -> float:

@@ -35,9 +35,12 @@ class TrainSettings:
     model_options: dict[str, str] | None = None
     """Options of the network, e.g. hidden 256,128 or stem imagenet norm group width 32."""
     rule: str = "gaf"
-    """Rule: gaf, halving-gaf (the released code's), or mean (plain averaging)."""
-    tau: float = 0.97
-    """Largest accepted cosine distance, in [0, 2]; 2 is plain averaging."""
+    """Rule: gaf, mean (plain averaging), calibrated-gaf, soft-gaf ...; a wrong name lists all."""
+    tau: float | None = None
+    """Largest accepted cosine distance, in [0, 2], of the rules that have one; 2 is plain
+    averaging. The rule's own when not given: 0.97 for gaf."""
+    rule_options: dict[str, str] | None = None
+    """Options of the rule, e.g. anchor best for gaf, or false_accept 0.01 for calibrated-gaf."""
     microbatches: int | Literal["samples"] = 2
     """k, microbatches a step; samples decides on every single sample of a macrobatch."""
     microbatch_size: int = 20

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from gafscope.aggregation import Stateful
 from gafscope.errors import UserError
 from gafscope.trainer.batches import Batches
 
@@ -42,6 +43,8 @@ def capture(trainer: Trainer, batches: Batches, position: Mapping[str, int]) -> 
     }
     if trainer.scheduler is not None:
         state["scheduler"] = trainer.scheduler.state_dict()
+    if isinstance(trainer.aggregator, Stateful):
+        state["rule"] = trainer.aggregator.state_dict()
     # NumPy's scalars, such as a learning rate out of a grid, would not be read back safely.
     return pytree.tree_map(
         lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state
@@ -57,13 +60,16 @@ def restore(trainer: Trainer, batches: Batches, state: Mapping[str, Any]) -> Non
         state: What `capture` gave.
 
     Raises:
-        UserError: If the checkpoint is of another model, optimizer, scheduler or kind of data.
+        UserError: If the checkpoint is of another model, optimizer, scheduler, rule or kind of
+            data.
     """
     try:
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.scheduler is not None:
             trainer.scheduler.load_state_dict(state["scheduler"])
+        if isinstance(trainer.aggregator, Stateful):
+            trainer.aggregator.load_state_dict(state["rule"])
         trainer.best.load_state_dict(state["best"])
         trainer.watchdog.load_state_dict(state["watchdog"])
         trainer.step, trainer.updates = state["step"], state["updates"]
@@ -75,8 +81,8 @@ def restore(trainer: Trainer, batches: Batches, state: Mapping[str, Any]) -> Non
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"The checkpoint in {trainer.run_dir} does not fit this model, optimizer or scheduler: "
-            f"{reason}. Use the settings that it was made with, or another run folder."
+            f"The checkpoint in {trainer.run_dir} does not fit this model, optimizer, scheduler "
+            f"or rule: {reason}. Use the settings that it was made with, or another run folder."
         ) from error
 
 

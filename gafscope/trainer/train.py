@@ -15,6 +15,7 @@ import torch
 from gafscope.errors import UserError
 from gafscope.records import Run, load_run
 from gafscope.trainer.job import assemble
+from gafscope.trainer.options import make_rule
 from gafscope.trainer.settings import TrainSettings
 
 # Settings that say where and how to run, not what: a run may go on with others.
@@ -70,6 +71,7 @@ def run_config(settings: TrainSettings) -> dict[str, Any]:
         All but those that say where and how to run.
     """
     config = {key: value for key, value in asdict(settings).items() if key not in _ELSEWHERE}
+    config["tau"] = getattr(make_rule(settings), "tau", None)
     if settings.yoked_to is not None:
         config["yoked_to"] = str(settings.yoked_to)
     # The published data sets are the same wherever they are; a folder of images is not.
@@ -92,5 +94,6 @@ def run_folder(settings: TrainSettings) -> Path:
         return Path(settings.run_dir)
     config = {key: value for key, value in run_config(settings).items() if key != "steps"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
-    rule = settings.rule if settings.rule == "mean" else f"{settings.rule}-tau{settings.tau:g}"
+    tau = config["tau"]
+    rule = settings.rule if tau is None else f"{settings.rule}-tau{tau:g}"
     return Path("runs") / f"{settings.data}-{settings.model}-{rule}-seed{settings.seed}-{digest}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -17,23 +17,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import _pytree as pytree
 
-from gafscope.aggregation import GAF, Gate, Mean, Weighting
+from gafscope.aggregation import GAF, Gate, Mean, Rule, Stateful
 from gafscope.gradients import Loss
 from gafscope.gradients.problem import batch_size, trainable
 from gafscope.records import RunWriter, load_run
 from gafscope.trainer.batch_norm import RunningStatistics
 from gafscope.trainer.batches import Batches
 from gafscope.trainer.best import BestCheckpoint
+from gafscope.trainer.calibration import Calibration
 from gafscope.trainer.checks import check_macrobatch, check_plateau, check_run, check_settings
 from gafscope.trainer.evaluate import evaluate
 from gafscope.trainer.interrupt import Interrupt
-from gafscope.trainer.macrobatch import Outcome
 from gafscope.trainer.per_sample import SAMPLES, make_macrobatch
 from gafscope.trainer.progress import Progress
 from gafscope.trainer.row import current_lr, scalar_row
 from gafscope.trainer.session import Session
 from gafscope.trainer.state import random_state, restore_random_state
 from gafscope.trainer.summary import summarize
+from gafscope.trainer.update import apply_update
 from gafscope.trainer.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Trainer:
         model: Any module; it may be on a GPU.
         loss: `(model, batch) -> (B,)` losses or their mean; `supervised(...)` also gives accuracy.
         optimizer: Any torch optimizer of the model's parameters that needs no closure.
-        aggregator: The rule; a weighting of the Gramian.
+        aggregator: The rule. Of one that remembers the trainer takes a copy, which is
+            checkpointed, so that every run begins as the rule was given.
         microbatches: k, microbatches a step; "samples" makes every sample one (u = 1), as
             `per_sample_step` does. Buffers that a forward pass writes then stay as they are.
         scheduler: Any torch scheduler. It steps after each update; ReduceLROnPlateau steps after
@@ -66,7 +68,8 @@ class Trainer:
         name: What stands before the progress bar.
         batch_norm: Which microbatches move BatchNorm's running statistics: "accepted", or "all"
             (as the code released with the paper does).
-        warmup_updates: Average plainly for so many updates before the rule takes over.
+        warmup_updates: Average plainly for so many updates before the rule takes over; until then
+            it neither calibrates itself nor learns.
         max_updates: End after so many updates; None for no limit.
         gate: A control that decides at which steps to update; see `Yoked` and `RandomSkip`.
         on_stall: After 200 rejections in a row "warn" says so and goes on, "stop" ends the run.
@@ -96,7 +99,7 @@ class Trainer:
     model: nn.Module
     loss: Loss
     optimizer: Optimizer
-    aggregator: Weighting = field(default_factory=GAF)
+    aggregator: Rule = field(default_factory=GAF)
     microbatches: int | Literal["samples"] = 2
     scheduler: LRScheduler | ReduceLROnPlateau | None = None
     run_dir: str | Path | None = None
@@ -118,15 +121,18 @@ class Trainer:
 
     def __post_init__(self):
         check_settings(self)
+        if isinstance(self.aggregator, Stateful):
+            self.aggregator = copy.deepcopy(self.aggregator)
         self.seed = int(self.seed)
         if self.microbatches != SAMPLES:
             self.microbatches = int(self.microbatches)
         self.step = self.updates = 0
         self.base_lr = current_lr(self.optimizer)
-        self._parameters = trainable(self.model)
-        self.device = next(iter(self._parameters.values())).device
-        self._statistics = RunningStatistics(self.model)
-        self._macrobatch = make_macrobatch(self, self._statistics)
+        self.parameters = trainable(self.model)
+        self.device = next(iter(self.parameters.values())).device
+        self.statistics = RunningStatistics(self.model)
+        self._macrobatch = make_macrobatch(self)
+        self._calibration = Calibration(self)
         self.watchdog = Watchdog()
         self.best = BestCheckpoint()
         self._random: dict[str, Any] | None = None
@@ -245,11 +251,13 @@ class Trainer:
         every = self.record_layers_every
         layers = every > 0 and self.step % every == 0
         self.model.train()
+        if not warming_up:
+            self._calibration.before(batch)
         outcome = self._macrobatch.run(batch, Mean() if warming_up else self.aggregator, layers)
         lr = current_lr(self.optimizer)
-        norm, stepped = self._update(outcome)
+        norm, stepped = apply_update(self, outcome)
         advice = self.watchdog.see(self.step, outcome.decision)
-        row = scalar_row(self.step, outcome, stepped, norm, lr)
+        row = scalar_row(self.step, outcome, stepped, norm, lr, self.aggregator)
         if validate is not None and (self.step + 1) % self.validate_every == 0:
             row |= self._validate(validate)
         row["seconds"] = time.perf_counter() - started
@@ -261,31 +269,6 @@ class Trainer:
                 writer.gramians(self.step, gramian.matrix, gramian.layers)
         self.step += 1
         return row, advice
-
-    def _update(self, outcome: Outcome) -> tuple[float, bool]:
-        """Step the optimizer if the rule and the gate say so; give the gradient's norm too."""
-        decision, update = outcome.decision, outcome.update
-        if self.gate is not None and update is not None and not self.gate.opens(self.step):
-            update = None
-        if update is not None:
-            for parameter, gradient in zip(self._parameters.values(), update.tensors, strict=True):
-                parameter.grad = gradient
-            if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._parameters.values(), self.clip_norm)
-            self.optimizer.step()
-            for parameter in self._parameters.values():
-                parameter.grad = None
-            if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
-                self.scheduler.step()
-            self.updates += 1
-            self.changed = True
-        stepped = update is not None
-        moved = decision.accepted & stepped
-        if self.batch_norm == "all":
-            moved = decision.finite
-        if self.microbatches != SAMPLES:  # single samples move no statistics
-            self._statistics.commit(moved.nonzero().flatten().tolist())
-        return outcome.norm if stepped else math.nan, stepped
 
     def _validate(self, batch: Any) -> dict[str, float]:
         result = evaluate(self.model, self.loss, batch)

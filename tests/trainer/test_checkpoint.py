@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_model_is_refused(norm, tmp_path):
     other = network(norm=norm)
     if not norm:
         other[2] = torch.nn.Linear(16, 4)
-    with pytest.raises(UserError, match="does not fit this model, optimizer or scheduler"):
+    with pytest.raises(UserError, match="does not fit this model, optimizer, scheduler or rule"):
         run(tmp_path / "run", model=other)
 
 
