@@ -1,51 +1,109 @@
 """See, use and check gradient agreement in PyTorch models.
 
-The Gramian of k micro-gradients, `K[i, j] = <g_i, g_j>`, tells whether they agree; rules such as
-GAF decide on it which of them to follow; the trainer and its controls check what follows.
+The Gramian of k micro-gradients, `K[i, j] = <g_i, g_j>`, tells whether they agree; metrics and a
+calibrated threshold say how far; rules such as GAF decide on it which of them to follow; the
+trainer and its controls check what follows.
 """
 
-from gafscope import data, models
+from gafscope import aggregation, data, metrics, models
 from gafscope.aggregation import (
     GAF,
+    AdaptiveGAF,
+    ByBucket,
+    ByLayer,
+    CalibratedGAF,
+    CliqueGAF,
+    CoordinateMedian,
     Decision,
+    DirectionGate,
+    EMAGate,
+    GeometricMedian,
     HalvingGAF,
+    InverseVariance,
+    KMeansDirections,
+    Krum,
+    L2Threshold,
+    LeaveOneOut,
+    MahalanobisThreshold,
     Mean,
+    MultiKrum,
     PerSampleStep,
+    PreviousGate,
     RandomSkip,
+    SANDMask,
+    SignAgreement,
+    SoftGAF,
+    TopM,
+    TrimmedMean,
     Weighting,
     Yoked,
+    build_rule,
+    from_torchjd,
     per_sample_step,
 )
+from gafscope.calibration import Calibration, calibrate, predict_curve
 from gafscope.errors import UserError
 from gafscope.geometry import cosine_distance
 from gafscope.gradients import GradientRows, Gramian, gramian, microbatch_gradients, supervised
-from gafscope.records import Run, load_run
+from gafscope.metrics import Estimate
+from gafscope.records import Run, load_run, replay
 from gafscope.trainer import Trainer, TrainSettings, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GAF",
+    "AdaptiveGAF",
+    "ByBucket",
+    "ByLayer",
+    "CalibratedGAF",
+    "Calibration",
+    "CliqueGAF",
+    "CoordinateMedian",
     "Decision",
+    "DirectionGate",
+    "EMAGate",
+    "Estimate",
+    "GeometricMedian",
     "GradientRows",
     "Gramian",
     "HalvingGAF",
+    "InverseVariance",
+    "KMeansDirections",
+    "Krum",
+    "L2Threshold",
+    "LeaveOneOut",
+    "MahalanobisThreshold",
     "Mean",
+    "MultiKrum",
     "PerSampleStep",
+    "PreviousGate",
     "RandomSkip",
     "Run",
+    "SANDMask",
+    "SignAgreement",
+    "SoftGAF",
+    "TopM",
     "TrainSettings",
     "Trainer",
+    "TrimmedMean",
     "UserError",
     "Weighting",
     "Yoked",
+    "aggregation",
+    "build_rule",
+    "calibrate",
     "cosine_distance",
     "data",
+    "from_torchjd",
     "gramian",
     "load_run",
+    "metrics",
     "microbatch_gradients",
     "models",
     "per_sample_step",
+    "predict_curve",
+    "replay",
     "supervised",
     "train",
 ]

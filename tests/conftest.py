@@ -14,7 +14,12 @@ os.environ["MPLBACKEND"] = "Agg"
 # Before gafscope is imported: the hook rewrites modules as they are loaded. The "tower" lets an
 # int pass for a float, as every other type checker does.
 install_import_hook(
-    ["gafscope.geometry", "gafscope.gradients", "gafscope.aggregation"],
+    [
+        "gafscope.geometry",
+        "gafscope.gradients",
+        "gafscope.aggregation",
+        "gafscope.calibration",
+    ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 # The tests' networks are so small that more threads would only wait for each other.

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import final
-
-import pandas as pd
+from typing import TYPE_CHECKING, final
 
 from gafscope.errors import UserError
 from gafscope.gradients import GradientRows
@@ -29,6 +27,9 @@ from gafscope.metrics.norm_test import norm_test
 from gafscope.metrics.sign_agreement import majority_sign, unanimous_sign
 from gafscope.metrics.source import Source, layer_names
 from gafscope.metrics.spectrum import outlier_directions
+
+if TYPE_CHECKING:
+    import pandas as pd
 from gafscope.metrics.stiffness import cosine_stiffness, sign_stiffness
 
 
@@ -208,6 +209,8 @@ def table(source: Source, *, layers: bool = False, microbatch_size: int = 1) -> 
             found = _measured(metric, measured, layer, microbatch_size)
             numbers = {name: getattr(found, name) for name in ("value", "low", "high", "n", "note")}
             lines.append({"metric": metric.name, "layer": layer or "", **numbers})
+    import pandas as pd
+
     return pd.DataFrame(lines)
 
 

@@ -21,7 +21,6 @@ from typing import final
 
 import torch
 from jaxtyping import Float64
-from scipy import stats
 from torch import Tensor
 
 from gafscope.metrics.estimate import Estimate
@@ -184,4 +183,6 @@ def _within(end: float, bounds: tuple[float, float]) -> float:
 
 @functools.cache
 def _student_quantile(freedom: int) -> float:
-    return float(stats.t.ppf(0.975, freedom))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))

@@ -6,9 +6,9 @@ Shape legend: n finite rows, c classes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from gafscope import geometry
@@ -17,6 +17,9 @@ from gafscope.metrics.estimate import Estimate
 from gafscope.metrics.resampling import estimate, mean_of_pairs
 from gafscope.metrics.signs import estimate_of_signs
 from gafscope.metrics.source import Source, finite_gramian, finite_part
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def sign_stiffness(source: Source, *, layer: str | None = None) -> Estimate:
@@ -103,6 +106,8 @@ def stiffness_by_class(
         member.T @ (values * others) @ member
         for values in (torch.ones_like(matrix), matrix.sign(), cosines)
     )
+    import pandas as pd
+
     return pd.DataFrame(
         [
             {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from gafscope.aggregation import Calibrating
 from gafscope.errors import UserError
@@ -49,9 +50,9 @@ class Calibration:
     def before(self, batch: Any) -> None:
         """Give the rule the Gramian that it wants before the decision of this step, if any.
 
-        The macrobatch is cut into m equal microbatches, m being the largest divisor of its n
-        samples that is not above the rule's `calibration_rows`; with BatchNorm each has at least
-        two samples. Model and random state stay as they are.
+        The macrobatch is cut at random into m equal microbatches, m being the largest divisor of
+        its n samples that is not above the rule's `calibration_rows`; with BatchNorm each has at
+        least two samples. Model and random state stay as they are.
 
         Args:
             batch: The macrobatch.
@@ -72,7 +73,11 @@ class Calibration:
                 f"microbatches, but {n} samples cannot be cut; use a macrobatch size with small "
                 "divisors (and drop_last=True for a DataLoader whose last one is incomplete)."
             )
-        rule.calibrate(gramian(model, self._loss, batch, microbatches=rows, layers=False))
+        # A balanced macrobatch is ordered by class, and a piece of one class is no random part.
+        seed = self._trainer.seed * 1_000_003 + self._trainer.step
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        shuffled = pytree.tree_map(lambda leaf: leaf[order.to(leaf.device)], batch)
+        rule.calibrate(gramian(model, self._loss, shuffled, microbatches=rows, layers=False))
 
 
 @final
