@@ -41,6 +41,8 @@ from gafscope.aggregation import (
     from_torchjd,
     per_sample_step,
 )
+from gafscope.analyses.diagnose import diagnose
+from gafscope.analyses.diagnosis import Diagnosis
 from gafscope.calibration import Calibration, calibrate, predict_curve
 from gafscope.errors import UserError
 from gafscope.geometry import cosine_distance
@@ -61,6 +63,7 @@ __all__ = [
     "CliqueGAF",
     "CoordinateMedian",
     "Decision",
+    "Diagnosis",
     "DirectionGate",
     "EMAGate",
     "Estimate",
@@ -95,6 +98,7 @@ __all__ = [
     "calibrate",
     "cosine_distance",
     "data",
+    "diagnose",
     "from_torchjd",
     "gramian",
     "load_run",

@@ -95,7 +95,7 @@ def _draw_bars(axes: Axes, means: Mapping[str, float]) -> None:
     names = [name for name in means if name in set(largest)]
     places = np.arange(len(names))
     axes.barh(places, [means[name] for name in names], color=BLUE, height=0.7)
-    axes.set_yticks(places, [_short(name) for name in names], fontsize=8)
+    axes.set_yticks(places, [short_name(name) for name in names], fontsize=8)
     axes.set_ylim(max(len(names), _FEWEST_PLACES) - 0.5, -0.5)
     axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
     some = len(names) < len(means)
@@ -107,6 +107,14 @@ def _draw_bars(axes: Axes, means: Mapping[str, float]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _short(name: str) -> str:
-    # The end of a parameter's name says most: blocks.11.mlp.weight.
-    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+def short_name(name: str, longest: int = _LONGEST_NAME) -> str:
+    """Shorten a parameter's name to its end, which says most: blocks.11.mlp.weight.
+
+    Args:
+        name: The name.
+        longest: How many characters there is room for.
+
+    Returns:
+        The name, or an ellipsis and its end.
+    """
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"

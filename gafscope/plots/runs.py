@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,46 +32,76 @@ def plot_run(scalars: pd.DataFrame, config: Mapping[str, Any]) -> Figure:
     """
     with theme():
         figure = new_figure(11, 7.2)
-        (loss, accuracy), (distance, acceptance) = figure.subplots(2, 2, sharex=True)
-        _draw_pair(loss, scalars, "loss")
-        loss.set(title="loss", ylabel="loss")
-        _draw_pair(accuracy, scalars, "accuracy")
-        accuracy.set(title="accuracy", ylabel="accuracy (%)")
-        _as_percent(accuracy)
-        _draw_distance(distance, scalars, config)
-        _draw_acceptance(acceptance, scalars, config)
-        for axes in (distance, acceptance):
+        grid = figure.subplots(2, 2, sharex=True)
+        for axes, draw in zip(grid.flat, PANELS.values(), strict=True):
+            draw(axes, scalars, config)
+        for axes in grid[1]:
             axes.set_xlabel("step")
             count_axis(axes.xaxis)
     return figure
 
 
-def _column(scalars: pd.DataFrame, name: str) -> pd.Series:
-    """Take a column as floats over the steps, without the steps that have none."""
+def known_values(scalars: pd.DataFrame, name: str) -> pd.Series:
+    """Take a column as floats over the steps, without the steps that have none.
+
+    Args:
+        scalars: `Run.scalars`.
+        name: The column; it may be missing.
+
+    Returns:
+        The finite values, with the steps as their index.
+    """
     table = scalars.reindex(columns=["step", name]).astype(float)
     column = table.set_index("step")[name]
     # An infinite loss has no place on an axis.
     return column[np.isfinite(column)]
 
 
-def _rolling(column: pd.Series) -> pd.Series:
+def rolling_mean(column: pd.Series) -> pd.Series:
+    """Average over a centred window of about 1/50 of a column.
+
+    Args:
+        column: Values over the steps.
+
+    Returns:
+        As many values, over the same steps.
+    """
     window = max(1, len(column) // _WINDOWS)
     return column.rolling(window, min_periods=1, center=True).mean()
 
 
-def _draw_raw_and_mean(axes: Axes, column: pd.Series, colour: str, label: str) -> None:
+def draw_raw_and_mean(axes: Axes, column: pd.Series, colour: str, label: str) -> None:
+    """Draw single steps as faint points and their rolling mean as a line.
+
+    Args:
+        axes: Where to draw.
+        column: Values over the steps; nothing is drawn where there are none.
+        colour: Colour of both.
+        label: Name of the line in the legend.
+    """
     if column.empty:
         return
     style = {"color": colour, "linestyle": "none", "marker": ".", "markeredgewidth": 0}
     # Points are drawn as a picture: a long run would make an SVG of many megabytes.
     axes.plot(column.index, column, alpha=0.25, markersize=5, rasterized=True, **style)
     marker = "o" if len(column) == 1 else None
-    axes.plot(column.index, _rolling(column), color=colour, label=label, marker=marker)
+    axes.plot(column.index, rolling_mean(column), color=colour, label=label, marker=marker)
+
+
+def _draw_loss(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any]) -> None:
+    _draw_pair(axes, scalars, "loss")
+    axes.set(title="loss", ylabel="loss")
+
+
+def _draw_accuracy(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any]) -> None:
+    _draw_pair(axes, scalars, "accuracy")
+    axes.set(title="accuracy", ylabel="accuracy (%)")
+    as_percent(axes)
 
 
 def _draw_pair(axes: Axes, scalars: pd.DataFrame, name: str) -> None:
-    _draw_raw_and_mean(axes, _column(scalars, name), BLUE, "train")
-    validation = _column(scalars, f"validation_{name}")
+    draw_raw_and_mean(axes, known_values(scalars, name), BLUE, "train")
+    validation = known_values(scalars, f"validation_{name}")
     if not validation.empty:
         style = {"color": ORANGE, "linestyle": "--", "marker": "o", "markersize": 4}
         axes.plot(validation.index, validation, label="validation", **style)
@@ -79,7 +109,7 @@ def _draw_pair(axes: Axes, scalars: pd.DataFrame, name: str) -> None:
 
 
 def _draw_distance(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any]) -> None:
-    _draw_raw_and_mean(axes, _column(scalars, "distance_mean"), GREEN, "mean over pairs")
+    draw_raw_and_mean(axes, known_values(scalars, "distance_mean"), GREEN, "mean over pairs")
     tau = config.get("tau")
     if isinstance(tau, (int, float)) and not isinstance(tau, bool):
         axes.axhline(tau, color=RED, linestyle="--", linewidth=1.4, label=f"tau = {tau:g}")
@@ -90,11 +120,13 @@ def _draw_distance(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any])
 def _draw_acceptance(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any]) -> None:
     axes.set(title="acceptance", ylabel="accepted microbatches (%)")
     fraction = accepted_fraction(scalars, config)
-    accepted = _column(scalars.assign(accepted=fraction), "accepted")
+    accepted = known_values(scalars.assign(accepted=fraction), "accepted")
     if not accepted.empty:
         marker = "o" if len(accepted) == 1 else None
-        axes.plot(accepted.index, _rolling(accepted), color=BLUE, label="accepted", marker=marker)
-    stepped = _column(scalars, "stepped")
+        axes.plot(
+            accepted.index, rolling_mean(accepted), color=BLUE, label="accepted", marker=marker
+        )
+    stepped = known_values(scalars, "stepped")
     if not stepped.empty:
         right = axes.twinx()
         right.grid(visible=False)
@@ -108,10 +140,24 @@ def _draw_acceptance(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any
         right.set(ylabel="updates made", ylim=(0, max(1.0, 1.05 * updates.iloc[-1])))
         axes.plot([], [], label="updates (right)", **style)
     _finish(axes)
-    _as_percent(axes)
+    as_percent(axes)
 
 
-def _as_percent(axes: Axes) -> None:
+PANELS: Mapping[str, Callable[[Axes, pd.DataFrame, Mapping[str, Any]], None]] = {
+    "loss": _draw_loss,
+    "accuracy": _draw_accuracy,
+    "distance": _draw_distance,
+    "acceptance": _draw_acceptance,
+}
+"""Panel name -> function of axes, `Run.scalars` and `Run.config` that draws it."""
+
+
+def as_percent(axes: Axes) -> None:
+    """Write the shares along a y axis as percentages.
+
+    Args:
+        axes: The axes; they reach from 0 to 100%.
+    """
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(-0.03, 1.03)

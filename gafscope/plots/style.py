@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gafscope.records.files import atomic_write, write_failure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -86,6 +87,8 @@ def theme() -> Iterator[None]:
         "legend.frameon": False,
         "legend.handlelength": 2.6,
         "svg.hashsalt": _SALT,
+        # A dollar sign in a name is a dollar sign, not a formula.
+        "text.parse_math": False,
     }
     with mpl.rc_context(look):
         yield
@@ -116,6 +119,22 @@ def count_axis(axis: Axis) -> None:
 
     steps = [1, 2, 2.5, 5, 10]
     axis.set_major_locator(MaxNLocator("auto", steps=steps, integer=True, min_n_ticks=1))
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten.
+
+    Args:
+        axes: The plot.
+        which: Its axis.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def save_figure(figure: Figure, folder: str | os.PathLike[str], name: str) -> list[Path]:

@@ -76,7 +76,8 @@ def read_rows(path: Path) -> pd.DataFrame:
     """Read a run's scalars back.
 
     Args:
-        path: `scalars.jsonl` of a run; a last line that was cut off by a crash is passed over.
+        path: `scalars.jsonl` of a run; a last line that was cut off by a crash is passed over. A
+            run that was cut short before its first step has no such file, and no rows.
 
     Returns:
         One row a step, columns in the order of their first appearance. A number that was NaN,
@@ -87,7 +88,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
         rows = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError as error:

@@ -38,10 +38,10 @@ def test_the_first_row_decides_which_camp_is_kept():
 
 def test_pairs_are_accepted_as_often_as_they_agree():
     gramian, flipped = two_camps(12, 8)
-    row = lines(purity(gramian, flipped, GAF(0.5), draws=4000))["any"]
+    row = lines(purity(gramian, flipped, GAF(0.5), draws=1500))["any"]
     pairs = math.comb(12, 2) + math.comb(8, 2)
-    assert row["accepted"] == row["stepped"] == pytest.approx(pairs / math.comb(20, 2), abs=0.02)
-    assert row["flipped_accepted"] == pytest.approx(math.comb(8, 2) / pairs, abs=0.02)
+    assert row["accepted"] == row["stepped"] == pytest.approx(pairs / math.comb(20, 2), abs=0.04)
+    assert row["flipped_accepted"] == pytest.approx(math.comb(8, 2) / pairs, abs=0.04)
     # A rejected pair holds one of each camp.
     assert row["flipped_rejected"] == pytest.approx(0.5)
     assert row["flipped_all"] == pytest.approx(0.4)
@@ -67,17 +67,19 @@ def test_a_microbatch_is_corrupted_when_it_holds_more_than_the_average():
     assert found["corrupted"]["flipped_all"] > found["clean"]["flipped_all"]
 
 
-def test_the_interval_covers_the_share_of_the_population():
-    hits, generator = 0, torch.Generator().manual_seed(0)
-    for _ in range(60):
-        flipped = (torch.rand(40, generator=generator) < 0.3).double()
-        if not 0 < float(flipped.sum()) < 40:
-            continue
-        rows = torch.where(flipped[:, None] > 0, torch.tensor(FLIPPED), torch.tensor(CLEAN))
-        row = lines(purity(Gramian(rows.double() @ rows.double().T), flipped, GAF(0.5)))["any"]
-        truth = 0.3**2 / (0.3**2 + 0.7**2)
-        hits += row["flipped_accepted_low"] <= truth <= row["flipped_accepted_high"]
-    assert hits >= 52
+def test_the_interval_deletes_one_row_at_a_time():
+    shares = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.4, 0.3], dtype=torch.float64)
+    row = lines(purity(Gramian(torch.eye(6).double()), shares, Mean(), draws=1, seed=7))["any"]
+    # One pass: three macrobatches of two rows, each row in one of them.
+    pairs = shares[torch.randperm(6, generator=torch.Generator().manual_seed(7))].reshape(3, 2)
+    without = torch.stack(
+        [pairs[[j for j in range(3) if j != i]].mean() for i in (0, 0, 1, 1, 2, 2)]
+    )
+    error = math.sqrt(5 / 6 * float((without - without.mean()).square().sum()))
+    reach = 2.5706 * error  # Student's .975 quantile with 5 degrees of freedom
+    assert row["flipped_all"] == pytest.approx(float(shares.mean()))
+    assert row["flipped_all_high"] == pytest.approx(min(float(shares.mean()) + reach, 1), abs=1e-4)
+    assert row["flipped_all_low"] == pytest.approx(max(float(shares.mean()) - reach, 0), abs=1e-4)
 
 
 def test_the_seed_decides_the_draws():

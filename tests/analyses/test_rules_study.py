@@ -84,6 +84,14 @@ def test_a_second_call_trains_nothing(study):
     pd.testing.assert_frame_equal(again.table, result.table)
 
 
+def test_without_validation_nothing_is_said_of_the_best_checkpoint(study):
+    from gafscope.plots.rules_study import plot_rules
+
+    _, _, result = study
+    assert "Nothing was validated" in result.verdict
+    assert list(plot_rules(result.table, result.curves)) == ["rules"]
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
