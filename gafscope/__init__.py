@@ -5,6 +5,8 @@ calibrated threshold say how far; rules such as GAF decide on it which of them t
 trainer and its controls check what follows.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from gafscope import aggregation, data, metrics, models
 from gafscope.aggregation import (
     GAF,
@@ -41,8 +43,6 @@ from gafscope.aggregation import (
     from_torchjd,
     per_sample_step,
 )
-from gafscope.analyses.diagnose import diagnose
-from gafscope.analyses.diagnosis import Diagnosis
 from gafscope.calibration import Calibration, calibrate, predict_curve
 from gafscope.errors import UserError
 from gafscope.geometry import cosine_distance
@@ -50,6 +50,10 @@ from gafscope.gradients import GradientRows, Gramian, gramian, microbatch_gradie
 from gafscope.metrics import Estimate
 from gafscope.records import Run, load_run, replay
 from gafscope.trainer import Trainer, TrainSettings, train
+
+if TYPE_CHECKING:
+    from gafscope.analyses.diagnose import diagnose
+    from gafscope.analyses.diagnosis import Diagnosis
 
 __version__ = "0.1.0"
 
@@ -111,3 +115,12 @@ __all__ = [
     "supervised",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The analyses bring pandas and more, which training loops need not wait for.
+    if name in ("Diagnosis", "diagnose"):
+        from gafscope.analyses import diagnose, diagnosis
+
+        return diagnosis.Diagnosis if name == "Diagnosis" else diagnose.diagnose
+    raise AttributeError(f"module 'gafscope' has no attribute {name!r}")

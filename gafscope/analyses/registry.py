@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from gafscope.analyses.calibrated_tau import CALIBRATED_TAU
 from gafscope.analyses.demo import DEMO
+from gafscope.analyses.metrics_study import METRICS_STUDY
 from gafscope.analyses.result import Analysis
+from gafscope.analyses.rules_study import RULES_STUDY
 from gafscope.analyses.white_noise import WHITE_NOISE
 from gafscope.errors import unknown_name
 
-ANALYSES: dict[str, Analysis] = {analysis.name: analysis for analysis in (DEMO, WHITE_NOISE)}
+ANALYSES: dict[str, Analysis] = {
+    analysis.name: analysis
+    for analysis in (DEMO, WHITE_NOISE, CALIBRATED_TAU, METRICS_STUDY, RULES_STUDY)
+}
 
 
 def get_analysis(name: str) -> Analysis:

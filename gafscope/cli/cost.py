@@ -10,6 +10,7 @@ from gafscope.analyses.cost_peers import missing_peers
 from gafscope.analyses.engine_cost import EngineCostSettings, measure_engine_cost
 from gafscope.analyses.growth_cost import GrowthCostSettings, growth_slopes, measure_growth_cost
 from gafscope.analyses.parts_cost import PartsCostSettings, measure_parts_cost
+from gafscope.analyses.rules_cost import RulesCostSettings, measure_rules_cost, target_sentence
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
 from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MEGABYTE = 1e6
+_RULE_COLUMNS = [
+    "rule",
+    "way",
+    "decision_us",
+    "seconds",
+    "ratio_to_mean",
+    "ratio_to_gaf",
+    "stepped",
+]
 _ENGINE_COLUMNS = ["n", "k", "u", "method", "ratio", "ratio_low", "ratio_high", "floor"]
 
 
@@ -29,8 +39,8 @@ def run_cost(arguments: Sequence[str]) -> None:
     """Measure costs, print the tables and write them, with figures.
 
     Args:
-        arguments: What follows `cost`; `--what engines`, the default, `growth`, `parts` or
-            `step` is what is measured.
+        arguments: What follows `cost`; `--what engines`, the default, `growth`, `parts`,
+            `rules` or `step` is what is measured.
 
     Raises:
         UserError: If a setting is wrong.
@@ -100,6 +110,27 @@ def _run_parts(settings: PartsCostSettings) -> None:
     print(f"\nTable: {path}")
 
 
+def _run_rules(settings: RulesCostSettings) -> None:
+    table = measure_rules_cost(settings)
+    path = _path(settings.output, "rules", settings.device)
+    _write(table, path)
+    for k, part in table.groupby("k", sort=False):
+        print(f"\n{settings.model}, k = {k} microbatches of {settings.microbatch_size}")
+        timed = part[part["note"] == ""]
+        quarters = [f"{c}_{end}" for c in _RULE_COLUMNS[2:] for end in ("low", "high")]
+        print_table(timed[[c for c in table.columns if c in (*_RULE_COLUMNS, *quarters)]])
+        for rule, note in zip(part["rule"], part["note"], strict=True):
+            if note:
+                print(f"  {rule}: {note}")
+    print_text(
+        "Ratios are medians over the turns, with quartiles in brackets, to this trainer's own step "
+        "by averaging and by GAF. 'decision us' are microseconds for the decision on inner "
+        "products alone; 'stepped' is the share of the timed steps that were taken, a rejected one "
+        f"being cheaper. {target_sentence(table)}"
+    )
+    print(f"\nTable: {path}")
+
+
 def _run_step(settings: StepCostSettings) -> None:
     table = measure_step_cost(settings)
     path = Path(settings.output) / "step.csv"
@@ -116,6 +147,7 @@ _RUNS: Mapping[str, tuple[Any, Callable[[Any], None]]] = {
     "engines": (EngineCostSettings(), _run_engines),
     "growth": (GrowthCostSettings(), _run_growth),
     "parts": (PartsCostSettings(), _run_parts),
+    "rules": (RulesCostSettings(), _run_rules),
     "step": (StepCostSettings(), _run_step),
 }
 

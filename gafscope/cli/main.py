@@ -19,8 +19,10 @@ See, use and check gradient agreement in PyTorch models.
 commands:
   demo         GAF against averaging and its control on noisy digits, in under a minute
   train        train one model with a rule, and record every decision
+  diagnose     one page of answers about your own model's gradients, or a built-in one's
   analyses     list the analyses; `analyses NAME` runs one, `analyses --all` all of them
   cost         measure what a step costs beside plain averaging
+  report       one HTML page about a run, or about several side by side
 
 analyses:
 {analyses}
@@ -75,12 +77,16 @@ def _commands(name: str) -> Callable[[Sequence[str]], None]:
     from gafscope.analyses import ANALYSES
     from gafscope.cli.analyses import list_or_run, run_analysis
     from gafscope.cli.cost import run_cost
+    from gafscope.cli.diagnose import run_diagnose
+    from gafscope.cli.report import run_report
     from gafscope.cli.train import run_train
 
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": run_train,
+        "diagnose": run_diagnose,
         "analyses": list_or_run,
         "cost": run_cost,
+        "report": run_report,
     }
     for analysis in ANALYSES.values():
         commands[analysis.name] = lambda rest, analysis=analysis: run_analysis(analysis, rest)

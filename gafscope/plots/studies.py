@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gafscope.plots.calibrated_tau import plot_calibrated_tau
+from gafscope.plots.metrics_study import plot_metrics
+from gafscope.plots.rules_study import plot_rules
 from gafscope.plots.style import count_axis, new_figure, rule_style, theme
 
 if TYPE_CHECKING:
@@ -86,7 +89,10 @@ def plot_white_noise(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Fig
 
 
 FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "calibrated-tau": plot_calibrated_tau,
     "demo": plot_demo,
+    "metrics": plot_metrics,
+    "rules": plot_rules,
     "white-noise": plot_white_noise,
 }
 """Analysis name -> function of its table and curves that draws its figures."""

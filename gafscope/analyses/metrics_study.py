@@ -1,0 +1,139 @@
+"""All metrics over a training run: against each other, and against wrong labels.
+
+At logarithmically spaced steps of the same training, by plain averaging and by GAF, every metric
+is measured on k microbatches of the training data, the same ones at each stage, and single samples
+are scored by how far their gradients are from the others'. How well a score tells flipped labels
+from true ones is its AUROC: the probability that a flipped label scores above a true one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from tyro.conf import OmitArgPrefixes
+
+from gafscope.analyses.metrics_tables import (
+    correlations,
+    metric_table,
+    metrics_verdict,
+    score_table,
+    stage_table,
+)
+from gafscope.analyses.result import Analysis, Result
+from gafscope.analyses.rule_specs import parse_rules
+from gafscope.analyses.stage_measures import METRIC, SCORE, Measuring, measure_stages, stage_steps
+from gafscope.analyses.trials import Trial
+from gafscope.errors import UserError
+from gafscope.records import atomic_write
+from gafscope.trainer import TrainSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _noisy_digits() -> TrainSettings:
+    return TrainSettings(
+        data="digits",
+        label_noise=0.4,
+        model="mlp",
+        model_options={"hidden": "128"},
+        tau=0.75,
+        microbatch_size=20,
+        steps=1500,
+        lr=0.05,
+        validate_every=100,
+        record_layers_every=0,
+        threads=1,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class MetricsSettings:
+    """Measure all metrics at stages of training, and compare them."""
+
+    rules: tuple[str, ...] = ("mean", "gaf")
+    """Rules to train with, each NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
+    stages: int = 12
+    """Steps at which to measure, logarithmically spaced; the untrained network comes first."""
+    rows: int = 32
+    """Microbatches that the metrics are measured on."""
+    row_size: int = 20
+    """Samples in each of these."""
+    samples: int = 500
+    """Training samples that are scored one by one."""
+    seeds: int = 3
+    """Seeds of each rule, counted up from --seed."""
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_noisy_digits)
+    """How to train; --rule and --rule-options are the study's own."""
+
+
+def run(settings: MetricsSettings) -> Result:
+    """Run the study, or go on with it stage by stage.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        For each rule the metrics at three stages and what each ranks like, and the scores' AUROC.
+
+    Raises:
+        UserError: If a setting is wrong, or the folder holds measurements with others.
+    """
+    import pandas as pd
+
+    measuring = Measuring(settings.rows, settings.row_size, settings.samples)
+    measuring.check()
+    stages = stage_steps(settings.train.steps, settings.stages)
+    root = Path(settings.train.run_dir or "runs/metrics")
+    parts = [
+        part.assign(data=trial.data, rule=trial.rule, seed=trial.seed)
+        for trial in _trials(settings)
+        for part in measure_stages(trial, measuring, stages, root)
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    metrics, scores = (found[found["kind"] == kind] for kind in (METRIC, SCORE))
+    by_stage, related = stage_table(found), correlations(metrics)
+    _write({"stages": by_stage, "correlations": related}, root)
+    tables = [metric_table(by_stage[by_stage["kind"] == METRIC], related), score_table(scores)]
+    table = pd.concat([part for part in tables if len(part)], ignore_index=True)
+    curves = pd.concat([found, related.assign(kind="correlation")], ignore_index=True)
+    return Result(table, curves, metrics_verdict(related, metrics, scores), root)
+
+
+def _trials(settings: MetricsSettings) -> list[Trial]:
+    base = settings.train
+    if settings.seeds < 1:
+        raise UserError(f"seeds must be at least 1, but is {settings.seeds}.")
+    data = f"{base.data}, {base.label_noise:.0%} label noise" if base.label_noise else base.data
+    trials: list[Trial] = []
+    for spec in parse_rules(settings.rules):
+        spec.build(base.tau)
+        name = {"mean": "averaging", "gaf": "GAF"}.get(spec.label, spec.label)
+        changed = replace(
+            base,
+            rule=spec.name,
+            tau=base.tau if spec.tau is None else spec.tau,
+            rule_options=dict(spec.options) or None,
+        )
+        seeds: Sequence[int] = range(base.seed, base.seed + settings.seeds)
+        trials += [Trial(data, name, seed, replace(changed, seed=seed)) for seed in seeds]
+    return trials
+
+
+def _write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    for name, table in tables.items():
+        with atomic_write(folder / f"{name}.csv") as file:
+            file.write(table.to_csv(index=False).encode())
+
+
+METRICS_STUDY = Analysis(
+    name="metrics",
+    question="Which metrics say the same, and which score finds wrong labels best?",
+    presets={"quick": MetricsSettings(), "full": MetricsSettings(seeds=8)},
+    minutes={"quick": "2 minutes on 2 cores", "full": "5 minutes on 2 cores"},
+    run=run,
+)
