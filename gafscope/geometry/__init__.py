@@ -6,6 +6,7 @@ Everything here takes and returns plain tensors. A Gramian is the (k, k) float64
 
 from gafscope.geometry.centring import centred_gramian
 from gafscope.geometry.cosine import cosine_distance, mean_pairwise_distance, pair_distance
+from gafscope.geometry.held import held_gramian
 from gafscope.geometry.independence import (
     CovarianceMoments,
     covariance_moments,
@@ -44,6 +45,7 @@ __all__ = [
     "effective_dimension",
     "finite_rows",
     "gramian",
+    "held_gramian",
     "ledoit_wolf_shrinkage",
     "mahalanobis_squares",
     "mean_pairwise_distance",

@@ -112,7 +112,7 @@ class Macrobatch:
             if isinstance(rule, Observing):
                 rule.observe(outcome.decision)
             return outcome
-        return self._hold(batch, size, rule, fold)
+        return self._hold(batch, size, rule, fold, layers)
 
     def _stream(self, batch: Any, size: int, fold: Fold) -> Outcome:
         visitor, running = Visitor(fold, self.microbatches), RunningVector()
@@ -131,9 +131,14 @@ class Macrobatch:
         gramian = _pair_gramian(squares, dot) if self.microbatches == 2 else None
         return self._outcome(decision, running, visitor.norm, gramian)
 
-    def _hold(self, batch: Any, size: int, rule: Weighting, fold: Fold | None) -> Outcome:
+    def _hold(
+        self, batch: Any, size: int, rule: Weighting, fold: Fold | None, layers: bool
+    ) -> Outcome:
         gradients = [self._gradient(batch, i, size) for i in range(self.microbatches)]
-        gramian = _on_cpu(self._rows(gradients).gramian())
+        if layers:
+            gramian = _on_cpu(self._rows(gradients).gramian())
+        else:
+            gramian = Gramian(geometry.held_gramian(gradients), engine="loop")
         decision = rule(gramian)
         check_decision(decision, gramian.matrix, rule)
         running = RunningVector()
