@@ -47,6 +47,7 @@ from gafscope.calibration import Calibration, calibrate, predict_curve
 from gafscope.errors import UserError
 from gafscope.geometry import cosine_distance
 from gafscope.gradients import GradientRows, Gramian, gramian, microbatch_gradients, supervised
+from gafscope.instruments import watch
 from gafscope.metrics import Estimate
 from gafscope.records import Run, load_run, replay
 from gafscope.trainer import Trainer, TrainSettings, train
@@ -114,6 +115,7 @@ __all__ = [
     "replay",
     "supervised",
     "train",
+    "watch",
 ]
 
 

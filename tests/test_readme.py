@@ -15,7 +15,7 @@ def code_blocks() -> list[str]:
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    see, train, own_loop, judge = code_blocks()
+    see, train, own_loop, judge, watch = code_blocks()
     names: dict = {}
     exec(see, names)
     assert "Decision(" in capsys.readouterr().out
@@ -30,6 +30,8 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     assert not all(map(names["torch"].equal, before, after))
     exec(judge, names)
     assert 0 < names["found"].tau < 2
+    exec(watch, names)
+    assert len(names["scope"].run.scalars) == 8
 
 
 def test_ci_runs_the_test_command_word_for_word():
