@@ -20,7 +20,8 @@ class Decision:
         weights: (k,) float64, sum 1; all 0 when the step is skipped.
         accepted: (k,), which micro-gradients the update is made of.
         step: Whether to update at all.
-        distances: (k,) float64, cosine distance at each visit; NaN where there was none.
+        distances: (k,) float64, the distance that the rule compared at each visit (its docstring
+            says to what), a cosine distance for most; NaN where there was none.
         finite: (k,), which micro-gradients hold no NaN and no infinity.
     """
 

@@ -54,7 +54,7 @@ def predict_curve(
 
     The interval is the delete-one jackknife on log B over micro-gradients, as if the data were a
     sample of a larger population. Everything is refused (NaN, with the reason) when the interval
-    of |mu|^2 includes 0: agreement cannot then be told from none.
+    of |mu|^2 does not lie above 0: agreement cannot then be told from none.
 
     Args:
         gramian: Of k >= 8 disjoint microbatches.
@@ -120,8 +120,8 @@ def _fit(matrix: Float64[Tensor, "n n"], u: int) -> _Fit:
     if not float(product) - margin > 0 or not bool((ratios > 0).all()):
         interval = Bounded(float(product), float(product) - margin, float(product) + margin)
         reason = (
-            f"the squared length of the mean gradient is {interval}, which includes 0; use more "
-            "or larger microbatches"
+            f"the squared length of the mean gradient is {interval}, which is not clearly above "
+            "0; use more or larger microbatches"
         )
         return _Fit(_UNKNOWN, reason)
     factor = math.exp(t * _jackknife_error(ratios.log()))

@@ -69,7 +69,7 @@ def test_it_refuses_when_there_is_no_common_direction():
     refused = [curve for curve in curves if curve.refused]
     assert len(refused) >= 95
     curve = refused[0]
-    assert "includes 0" in curve.refused
+    assert "not clearly above 0" in curve.refused
     assert curve.table["cosine"].isna().all()
     assert math.isnan(curve.noise_scale.value)
     assert math.isnan(curve.size_for(0.5).value)
@@ -157,8 +157,8 @@ def test_it_shows_itself_in_jupyter():
     assert "cosine at u = 50" in text
     assert "size for a cosine of 0.5" in text
     refused = predict_curve(gramian(random.normal(size=(16, 10000))), 20)
-    assert "includes 0" in refused._repr_html_()
-    assert "includes 0" in repr(refused)
+    assert "not clearly above 0" in refused._repr_html_()
+    assert "not clearly above 0" in repr(refused)
 
 
 @pytest.mark.parametrize(
