@@ -16,28 +16,21 @@ from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds, paired_difference
 from gafscope.analyses.result import Analysis, Result
-from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials
+from gafscope.analyses.trials import (
+    Trial,
+    curves_of,
+    data_name,
+    ends_of,
+    noisy_digits,
+    run_trials,
+    trials_of,
+    yoked_control,
+)
 from gafscope.trainer import TrainSettings
 
 AVERAGING, CALIBRATED, ADAPTIVE = "averaging", "calibrated GAF", "adaptive GAF"
-# The control must see fresh microbatches: the same ones would step on the same samples.
-_FRESH = 1000
 _COLUMNS = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "train_accuracy")
 _MEANS = ("accepted", "updates", "tau")
-
-
-def _noisy_digits() -> TrainSettings:
-    return TrainSettings(
-        data="digits",
-        label_noise=0.4,
-        model="mlp",
-        model_options={"hidden": "128"},
-        microbatch_size=20,
-        steps=1500,
-        lr=0.05,
-        validate_every=50,
-        threads=1,
-    )
 
 
 @final
@@ -57,7 +50,7 @@ class CalibratedTauSettings:
     """Adaptive GAF: share of microbatches that it lets through."""
     seeds: int = 8
     """Seeds of each rule, counted up from --seed."""
-    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_noisy_digits)
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=noisy_digits)
     """How to train; --rule and --tau are the study's own."""
 
 
@@ -75,22 +68,8 @@ def run(settings: CalibratedTauSettings) -> Result:
     runs = run_trials(trials, root)
     ends = ends_of(trials, runs)
     best = _best_by_validation(ends, settings)
-    controls = [
-        Trial(
-            trial.data,
-            f"yoked to {trial.rule}",
-            trial.seed,
-            replace(
-                trial.settings,
-                rule="mean",
-                rule_options=None,
-                sampling_seed=trial.seed + _FRESH,
-                yoked_to=str(trial.folder(root)),
-            ),
-        )
-        for trial in trials
-        if trial.rule in (best, CALIBRATED, ADAPTIVE)
-    ]
+    compared = [trial for trial in trials if trial.rule in (best, CALIBRATED, ADAPTIVE)]
+    controls = [yoked_control(trial, root, f"yoked to {trial.rule}") for trial in compared]
     runs += run_trials(controls, root)
     trials += controls
     ends = ends_of(trials, runs)
@@ -100,7 +79,6 @@ def run(settings: CalibratedTauSettings) -> Result:
 
 def _rules(settings: CalibratedTauSettings) -> list[Trial]:
     base = settings.train
-    data = base.data if not base.label_noise else f"{base.data}, {base.label_noise:.0%} label noise"
     rules: dict[str, dict[str, object]] = {AVERAGING: {"rule": "mean"}}
     rules |= {_by_hand(tau): {"rule": "gaf", "tau": tau} for tau in settings.taus}
     calibrated = {
@@ -111,11 +89,8 @@ def _rules(settings: CalibratedTauSettings) -> list[Trial]:
     adaptive = {"target_acceptance": str(settings.target_acceptance)}
     rules[CALIBRATED] = {"rule": "calibrated-gaf", "rule_options": calibrated}
     rules[ADAPTIVE] = {"rule": "adaptive-gaf", "rule_options": adaptive}
-    return [
-        Trial(data, name, seed, replace(base, seed=seed, **changes))
-        for name, changes in rules.items()
-        for seed in range(base.seed, base.seed + settings.seeds)
-    ]
+    changed = {name: replace(base, **changes) for name, changes in rules.items()}
+    return trials_of(data_name(base), changed, settings.seeds)
 
 
 def _by_hand(tau: float) -> str:

@@ -12,29 +12,21 @@ from tyro.conf import OmitArgPrefixes
 from gafscope.analyses import white_noise
 from gafscope.analyses.intervals import over_seeds, paired_difference
 from gafscope.analyses.result import Analysis, Result
-from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials
+from gafscope.analyses.trials import (
+    Trial,
+    curves_of,
+    data_name,
+    ends_of,
+    noisy_digits,
+    run_trials,
+    trials_of,
+    yoked_control,
+)
 from gafscope.analyses.white_noise import WhiteNoiseSettings
 from gafscope.trainer import TrainSettings
 
-# The control must see fresh microbatches: the same ones would step on the same samples.
-_FRESH = 1000
 _COLUMNS = ("test_accuracy", "best_test_accuracy", "train_accuracy")
 _MEANS = ("accepted", "updates")
-
-
-def _noisy_digits() -> TrainSettings:
-    return TrainSettings(
-        data="digits",
-        label_noise=0.4,
-        model="mlp",
-        model_options={"hidden": "128"},
-        tau=0.75,
-        microbatch_size=20,
-        steps=1500,
-        lr=0.05,
-        validate_every=50,
-        threads=1,
-    )
 
 
 @final
@@ -48,7 +40,7 @@ class DemoSettings:
 
     seeds: int = 3
     """Seeds of each rule, counted up from --seed."""
-    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_noisy_digits)
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=noisy_digits)
     """How to train."""
 
 
@@ -74,20 +66,11 @@ def run(settings: DemoSettings) -> Result:
 
 
 def _trials(settings: DemoSettings, root: Path) -> list[Trial]:
-    base, trials = settings.train, []
-    seeds = range(base.seed, base.seed + settings.seeds)
-    data = f"{base.data}, {base.label_noise:.0%} label noise"
-    for rule, name in (("averaging", "mean"), ("GAF", base.rule)):
-        trials += [Trial(data, rule, seed, replace(base, rule=name, seed=seed)) for seed in seeds]
-    for gaf in trials[len(seeds) :]:
-        control = replace(
-            gaf.settings,
-            rule="mean",
-            sampling_seed=gaf.seed + _FRESH,
-            yoked_to=str(gaf.folder(root)),
-        )
-        trials.append(Trial(data, "yoked control", gaf.seed, control))
-    return trials
+    base = settings.train
+    rules = {"averaging": replace(base, rule="mean"), "GAF": base}
+    trials = trials_of(data_name(base), rules, settings.seeds)
+    controls = [yoked_control(gaf, root, "yoked control") for gaf in trials[settings.seeds :]]
+    return trials + controls
 
 
 def _noise_pair(settings: DemoSettings, root: Path) -> WhiteNoiseSettings:

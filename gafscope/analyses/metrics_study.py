@@ -8,8 +8,7 @@ from true ones is its AUROC: the probability that a flipped label scores above a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -25,7 +24,7 @@ from gafscope.analyses.metrics_tables import (
 from gafscope.analyses.result import Analysis, Result
 from gafscope.analyses.rule_specs import parse_rules
 from gafscope.analyses.stage_measures import METRIC, SCORE, Measuring, measure_stages, stage_steps
-from gafscope.analyses.trials import Trial
+from gafscope.analyses.trials import Trial, data_name, noisy_digits, trials_of
 from gafscope.errors import UserError
 from gafscope.records import atomic_write
 from gafscope.trainer import TrainSettings
@@ -34,20 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def _noisy_digits() -> TrainSettings:
-    return TrainSettings(
-        data="digits",
-        label_noise=0.4,
-        model="mlp",
-        model_options={"hidden": "128"},
-        tau=0.75,
-        microbatch_size=20,
-        steps=1500,
-        lr=0.05,
-        validate_every=100,
-        record_layers_every=0,
-        threads=1,
-    )
+def _settings() -> TrainSettings:
+    return noisy_digits(validate_every=100, record_layers_every=0)
 
 
 @final
@@ -67,7 +54,7 @@ class MetricsSettings:
     """Training samples that are scored one by one."""
     seeds: int = 3
     """Seeds of each rule, counted up from --seed."""
-    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_noisy_digits)
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_settings)
     """How to train; --rule and --rule-options are the study's own."""
 
 
@@ -108,20 +95,11 @@ def _trials(settings: MetricsSettings) -> list[Trial]:
     base = settings.train
     if settings.seeds < 1:
         raise UserError(f"seeds must be at least 1, but is {settings.seeds}.")
-    data = f"{base.data}, {base.label_noise:.0%} label noise" if base.label_noise else base.data
-    trials: list[Trial] = []
+    rules: dict[str, TrainSettings] = {}
     for spec in parse_rules(settings.rules):
         spec.build(base.tau)
-        name = {"mean": "averaging", "gaf": "GAF"}.get(spec.label, spec.label)
-        changed = replace(
-            base,
-            rule=spec.name,
-            tau=base.tau if spec.tau is None else spec.tau,
-            rule_options=dict(spec.options) or None,
-        )
-        seeds: Sequence[int] = range(base.seed, base.seed + settings.seeds)
-        trials += [Trial(data, name, seed, replace(changed, seed=seed)) for seed in seeds]
-    return trials
+        rules[{"mean": "averaging", "gaf": "GAF"}.get(spec.label, spec.label)] = spec.settings(base)
+    return trials_of(data_name(base), rules, settings.seeds)
 
 
 def _write(tables: dict[str, pd.DataFrame], folder: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from gafscope.aggregation import Rule, build_rule
 from gafscope.errors import UserError
+from gafscope.trainer import TrainSettings
 
 
 @final
@@ -41,6 +42,15 @@ class RuleSpec:
             UserError: If there is no such rule or option.
         """
         return build_rule(self.name, tau if self.tau is None else self.tau, **self.options)
+
+    def settings(self, base: TrainSettings) -> TrainSettings:
+        """Give the settings that train with this rule.
+
+        Args:
+            base: All other settings, and the threshold that all share.
+        """
+        tau = base.tau if self.tau is None else self.tau
+        return replace(base, rule=self.name, tau=tau, rule_options=dict(self.options) or None)
 
 
 def parse_rules(texts: Sequence[str]) -> list[RuleSpec]:

@@ -19,7 +19,16 @@ from gafscope.analyses.intervals import over_seeds
 from gafscope.analyses.result import Analysis, Result
 from gafscope.analyses.rule_specs import RuleSpec, parse_rules
 from gafscope.analyses.rules_verdict import AVERAGING, SAMPLES, UPDATES, verdict
-from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials
+from gafscope.analyses.trials import (
+    Trial,
+    curves_of,
+    data_name,
+    ends_of,
+    noisy_digits,
+    run_trials,
+    trials_of,
+    yoked_control,
+)
 from gafscope.errors import UserError
 from gafscope.records import Run
 from gafscope.trainer import TrainSettings
@@ -28,8 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FRESH = "averaging, fresh microbatches"
-# The control must see fresh microbatches: the same ones would step on the same samples.
-_OTHERS = 1000
 _COLUMNS = ("test_accuracy", "points_over_averaging", "points_over_control")
 _MEANS = ("best_test_accuracy", "train_accuracy", "accepted", "updates", "steps")
 _RULES = (
@@ -46,20 +53,9 @@ _RULES = (
 )
 
 
-def _noisy_digits() -> TrainSettings:
-    return TrainSettings(
-        data="digits",
-        label_noise=0.4,
-        model="mlp",
-        model_options={"hidden": "128"},
-        tau=0.8,
-        microbatches=8,
-        microbatch_size=10,
-        steps=400,
-        lr=0.1,
-        validate_every=50,
-        record_layers_every=0,
-        threads=1,
+def _settings() -> TrainSettings:
+    return noisy_digits(
+        tau=0.8, microbatches=8, microbatch_size=10, steps=400, lr=0.1, record_layers_every=0
     )
 
 
@@ -79,7 +75,7 @@ class RulesSettings:
     """There a rule sees at most so many times --steps macrobatches."""
     seeds: int = 3
     """Seeds of each rule, counted up from --seed."""
-    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_noisy_digits)
+    train: OmitArgPrefixes[TrainSettings] = field(default_factory=_settings)
     """How to train; --rule and --rule-options are the study's own."""
 
 
@@ -132,7 +128,7 @@ def _check(settings: RulesSettings) -> list[RuleSpec]:
 def _comparisons(settings: RulesSettings) -> dict[str, TrainSettings]:
     """Give the settings of the two comparisons, by the name of each."""
     base = settings.train
-    data = f"{base.data}, {base.label_noise:.0%} label noise" if base.label_noise else base.data
+    data = data_name(base)
     updates = settings.updates or max(1, base.steps // 2)
     longer = replace(
         base, max_updates=updates, steps=settings.patience_factor * base.steps, on_stall="stop"
@@ -147,18 +143,8 @@ def _rule_trials(
     data: str, base: TrainSettings, specs: Sequence[RuleSpec], seeds: int
 ) -> list[Trial]:
     rules = {AVERAGING: replace(base, rule="mean", rule_options=None)}
-    for spec in specs:
-        rules[spec.label] = replace(
-            base,
-            rule=spec.name,
-            tau=base.tau if spec.tau is None else spec.tau,
-            rule_options=dict(spec.options) or None,
-        )
-    return [
-        Trial(data, name, seed, replace(changed, seed=seed))
-        for name, changed in rules.items()
-        for seed in range(base.seed, base.seed + seeds)
-    ]
+    rules |= {spec.label: spec.settings(base) for spec in specs}
+    return trials_of(data, rules, seeds)
 
 
 def _controls(trials: Sequence[Trial], runs: Sequence[Run], root: Path) -> list[Trial]:
@@ -166,20 +152,12 @@ def _controls(trials: Sequence[Trial], runs: Sequence[Run], root: Path) -> list[
     controls = []
     for trial, run in zip(trials, runs, strict=True):
         steps = run.summary["steps"]
-        settings = replace(
-            trial.settings,
-            rule="mean",
-            rule_options=None,
-            tau=None,
-            sampling_seed=trial.seed + _OTHERS,
-            steps=steps,
-            max_updates=None,
-        )
-        name = FRESH
-        if run.summary["updates"] < steps:
-            name = f"yoked to {trial.rule}"
-            settings = replace(settings, yoked_to=str(trial.folder(root)))
-        controls.append(Trial(trial.data, name, trial.seed, settings))
+        control = yoked_control(trial, root, f"yoked to {trial.rule}")
+        settings = replace(control.settings, steps=steps, max_updates=None)
+        if run.summary["updates"] == steps:
+            control = replace(control, rule=FRESH)
+            settings = replace(settings, yoked_to=None)
+        controls.append(replace(control, settings=settings))
     return controls
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SMOOTH = 100
+# A control must see fresh microbatches: the same ones would step on the same samples.
+_FRESH = 1000
 
 
 @final
@@ -39,6 +41,71 @@ class Trial:
         """Give the trial's folder."""
         words = f"{self.data} {self.rule} seed{self.seed}".lower()
         return root / "-".join(re.findall(r"[a-z0-9.]+", words))
+
+
+def noisy_digits(**changes: Any) -> TrainSettings:
+    """Give the settings of the small studies: digits, 40% of the training labels wrong.
+
+    Args:
+        changes: What a study does otherwise.
+    """
+    settings = TrainSettings(
+        data="digits",
+        label_noise=0.4,
+        model="mlp",
+        model_options={"hidden": "128"},
+        tau=0.75,
+        microbatch_size=20,
+        steps=1500,
+        lr=0.05,
+        validate_every=50,
+        threads=1,
+    )
+    return replace(settings, **changes)
+
+
+def data_name(settings: TrainSettings) -> str:
+    """Say what a run trains on, for people.
+
+    Args:
+        settings: Its settings.
+    """
+    noise = settings.label_noise
+    return f"{settings.data}, {noise:.0%} label noise" if noise else settings.data
+
+
+def trials_of(data: str, rules: Mapping[str, TrainSettings], seeds: int) -> list[Trial]:
+    """Make a trial for each rule and seed, the seeds of a rule side by side.
+
+    Args:
+        data: What they train on, for people.
+        rules: The rule's name, for people -> its settings, with the first seed.
+        seeds: How many seeds, counted up.
+    """
+    return [
+        Trial(data, rule, seed, replace(settings, seed=seed))
+        for rule, settings in rules.items()
+        for seed in range(settings.seed, settings.seed + seeds)
+    ]
+
+
+def yoked_control(trial: Trial, root: Path, name: str) -> Trial:
+    """Make the control that averages fresh microbatches and steps exactly when a trial stepped.
+
+    Args:
+        trial: The trial; it must have run before the control does.
+        root: The folder that holds the trials'.
+        name: The control's name, for people.
+    """
+    settings = replace(
+        trial.settings,
+        rule="mean",
+        tau=None,
+        rule_options=None,
+        sampling_seed=trial.seed + _FRESH,
+        yoked_to=str(trial.folder(root)),
+    )
+    return Trial(trial.data, name, trial.seed, settings)
 
 
 def run_trials(trials: Sequence[Trial], root: Path) -> list[Run]:

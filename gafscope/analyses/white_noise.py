@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds
 from gafscope.analyses.result import Analysis, Result
-from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials
+from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials, trials_of
 from gafscope.trainer import TrainSettings
 
 NOISE = "white noise"
@@ -87,10 +87,13 @@ def _trials(settings: WhiteNoiseSettings) -> list[Trial]:
         },
     )
     return [
-        Trial(data, rule, seed, replace(part, rule=name, seed=seed))
+        trial
         for data, part in ((NOISE, noise), (base.data, base))
-        for rule, name in (("averaging", "mean"), ("GAF", "gaf"))
-        for seed in range(base.seed, base.seed + settings.seeds)
+        for trial in trials_of(
+            data,
+            {"averaging": replace(part, rule="mean"), "GAF": replace(part, rule="gaf")},
+            settings.seeds,
+        )
     ]
 
 
