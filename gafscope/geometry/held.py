@@ -21,7 +21,7 @@ _RUN = 256
 # Numbers of a block, of all gradients together; a GPU wants few large kernels instead.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 # Smaller tensors cost more in calls than in products.
-_SMALL = 1 << 16
+_SMALL = 1 << 18
 # Products of float32 numbers vanish or overflow long before float64 ones.
 _RANGE = (1e-24, 1e24)
 

@@ -13,7 +13,7 @@ from gafscope.geometry import held_gramian
 
 def gradients(k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(300, 401), (7,), (), (64, 48, 5, 5), (3, 3)]
+    shapes = [(1200, 401), (7,), (), (64, 48, 5, 5), (3, 3)]
     return [
         [torch.randn(shape, generator=generator).to(dtype) for shape in shapes] for _ in range(k)
     ]
