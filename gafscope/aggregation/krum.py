@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gafscope.aggregation.decision import Decision
-from gafscope.aggregation.selection import averaged, finite_products, typical_norm
+from gafscope.aggregation.selection import averaged, check_count, finite_products, typical_norm
 from gafscope.errors import UserError
 from gafscope.gradients import Gramian
 
@@ -84,10 +84,7 @@ class MultiKrum:
 
     def __post_init__(self):
         _check_byzantine(self.byzantine)
-        if self.m < 1:
-            raise UserError(
-                f"m, the number of rows to accept, must be at least 1, but is {self.m}."
-            )
+        check_count(self.m)
 
     def __call__(self, gramian: Gramian, /) -> Decision:
         """Decide on k micro-gradients.

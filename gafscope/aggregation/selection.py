@@ -47,6 +47,19 @@ def finite_products(
     return torch.where(finite[:, None] & finite[None, :], matrix, 0.0), finite
 
 
+def check_count(m: int) -> None:
+    """Refuse to accept no row at all.
+
+    Args:
+        m: The number of rows to accept.
+
+    Raises:
+        UserError: If it is below 1.
+    """
+    if m < 1:
+        raise UserError(f"m, the number of rows to accept, must be at least 1, but is {m}.")
+
+
 def distances_to_others(
     products_kk: Float64[Tensor, "k k"], finite: Bool[Tensor, " k"]
 ) -> Float64[Tensor, " k"]:

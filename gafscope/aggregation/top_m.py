@@ -8,8 +8,12 @@ from typing import final
 import torch
 
 from gafscope.aggregation.decision import Decision
-from gafscope.aggregation.selection import averaged, distances_to_others, finite_products
-from gafscope.errors import UserError
+from gafscope.aggregation.selection import (
+    averaged,
+    check_count,
+    distances_to_others,
+    finite_products,
+)
 from gafscope.gradients import Gramian
 
 
@@ -38,10 +42,7 @@ class TopM:
     m: int
 
     def __post_init__(self):
-        if self.m < 1:
-            raise UserError(
-                f"m, the number of rows to accept, must be at least 1, but is {self.m}."
-            )
+        check_count(self.m)
 
     def __call__(self, gramian: Gramian, /) -> Decision:
         """Decide on k micro-gradients.

@@ -15,7 +15,6 @@ from gafscope.analyses.result import Analysis, Result
 from gafscope.analyses.trials import (
     Trial,
     curves_of,
-    data_name,
     ends_of,
     noisy_digits,
     run_trials,
@@ -68,7 +67,9 @@ def run(settings: DemoSettings) -> Result:
 def _trials(settings: DemoSettings, root: Path) -> list[Trial]:
     base = settings.train
     rules = {"averaging": replace(base, rule="mean"), "GAF": base}
-    trials = trials_of(data_name(base), rules, settings.seeds)
+    # At 0% as well: white noise stands beside real data of the bare name.
+    data = f"{base.data}, {base.label_noise:.0%} label noise"
+    trials = trials_of(data, rules, settings.seeds)
     controls = [yoked_control(gaf, root, "yoked control") for gaf in trials[settings.seeds :]]
     return trials + controls
 

@@ -26,9 +26,9 @@ from gafscope.aggregation import (
     check_decision,
 )
 from gafscope.errors import UserError
+from gafscope.gradients.running import RunningVector
 from gafscope.instruments.capture import Row
 from gafscope.instruments.memory import Rows
-from gafscope.instruments.running import RunningVector
 
 _ROOM = 8
 

@@ -28,4 +28,5 @@ class Record:
 
 Listener: TypeAlias = Callable[[Record], None]
 """Called once a recorded step, after the optimizer's step and in the loop's own thread. Whatever
-it raises reaches the loop."""
+it raises reaches the loop. A listener that is a context manager as well is entered when the watch
+starts and left when it stops."""

@@ -118,6 +118,11 @@ class Log:
 
 def _of_this_process(folder: Path) -> Path:
     """Give every process of a distributed run a folder of its own."""
-    many = distributed.is_available() and distributed.is_initialized()
-    rank = distributed.get_rank() if many else 0
+    rank = process_rank()
     return folder.with_name(f"{folder.name}-rank{rank}") if rank else folder
+
+
+def process_rank() -> int:
+    """Give this process's rank in a distributed run, 0 in any other."""
+    many = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_rank() if many else 0

@@ -13,7 +13,7 @@ from gafscope import geometry
 from gafscope.aggregation import Decision, Recording, Weighting, check_decision
 from gafscope.errors import UserError
 from gafscope.gradients import Gramian
-from gafscope.instruments.batch_norm import RunningStatistics
+from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.instruments.capture import Row, holds_gradient
 from gafscope.instruments.filtering import Filter, Holding, Streaming
 from gafscope.instruments.memory import Rows

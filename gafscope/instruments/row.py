@@ -11,6 +11,7 @@ from torch import Tensor
 from gafscope import geometry
 from gafscope.gradients import Gramian
 from gafscope.instruments.macrobatch import Outcome
+from gafscope.metrics.signal import signal_share
 
 
 def scalar_row(
@@ -60,10 +61,7 @@ def noise_scale(gramian: Gramian) -> float:
         is not positive, so that the rows cannot tell it from infinity.
     """
     finite = geometry.finite_rows(gramian.matrix)
-    matrix = gramian.matrix[finite][:, finite]
-    k = len(matrix)
-    if k < 2:
+    if finite.sum() < 2:
         return math.nan
-    diagonal = float(matrix.trace())
-    signal = (float(matrix.sum()) - diagonal) / (k * (k - 1))
-    return max(diagonal / k / signal - 1, 0.0) if signal > 0 else math.nan
+    share = float(signal_share(gramian.matrix[finite][:, finite]).value)
+    return max(1 / share - 1, 0.0) if share > 0 else math.nan

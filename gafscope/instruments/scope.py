@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gafscope import geometry
 from gafscope.errors import UserError
-from gafscope.instruments.batch_norm import RunningStatistics
+from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.instruments.capture import Capture
 from gafscope.instruments.closures import with_closure
 from gafscope.instruments.listener import Listener, Record
@@ -63,6 +63,7 @@ class Scope:
         self._splitter = Splitter(inner_model(settings.model), settings.split)
         parameters = watched_parameters(settings.model, settings.optimizers)
         device = str(next(iter(parameters.values())).device)
+        self._listeners = listeners
         self._log = Log(run_dir, settings.described(), device, listeners)
         self.step = 0
         self.watching = False
@@ -97,6 +98,9 @@ class Scope:
         with ExitStack() as stack:
             self._log.open()
             stack.callback(self._close_log)
+            for listener in self._listeners:
+                if isinstance(listener, AbstractContextManager):
+                    stack.enter_context(listener)
             stack.callback(self._rows.close)
             stack.callback(self._disarm)
             optimizer = settings.optimizer

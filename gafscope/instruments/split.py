@@ -84,8 +84,7 @@ class SplitRows:
                 "split watches the call of the model, but a backward came without one; call the "
                 f"{type(self._splitter.model).__name__} itself, not only parts of it."
             )
-        for index in list(self._pass._makers):
-            self._pass._finish(index)
+        self._pass.finish()
         matrices = {
             name: geometry.blank_rows(matrix.cpu()) for name, matrix in self._ledger.grams().items()
         }
@@ -133,7 +132,7 @@ class SplitRows:
         self._entered = False
         self._pass.__exit__(None, None, None)
         self._ledger.limit(self._pass.input_bytes // 4)
-        self._pass._listening = True
+        self._pass.listen()
 
     def _release(self) -> None:
         if self._pass is not None:

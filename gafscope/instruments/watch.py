@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from gafscope.aggregation import GAF, Calibrating, RowRule, Rule, Weighting, rows_needed
 from gafscope.errors import UserError
 from gafscope.instruments.listener import Listener
+from gafscope.instruments.log import process_rank
 from gafscope.instruments.scaling import LossScale
 from gafscope.instruments.schedule import Schedule, as_schedule
 from gafscope.instruments.scope import Scope, Settings
@@ -38,6 +39,7 @@ def watch(
     layers: bool = True,
     memory: str = "rows",
     listeners: Sequence[Listener] = (),
+    live: bool = False,
 ) -> Scope:
     """Watch gradient agreement in a loop that stays as it is.
 
@@ -85,14 +87,19 @@ def watch(
         layers: Record the Gramian of each parameter as well.
         memory: Where the k rows wait for the step: "rows" as they come, "bf16" in half the
             memory, "cpu" in the host's memory, "disk" in mapped files.
-        listeners: Called with each `Record`: loggers, live views.
+        listeners: Called with each `Record`: loggers, for instance. One that is a context manager
+            as well is entered at `start` and left at `stop`.
+        live: Show the loop while it runs, in the first process only: in Jupyter a panel below the
+            cell, redrawn as often as 2% of the loop's time allow (`Run.panel` draws it
+            afterwards); in a terminal one progress line, and nothing where there is none.
 
     Returns:
         The scope, not started yet: use it in a `with`, or call `start` and `stop`.
 
     Raises:
         UserError: If a setting is out of range, the optimizer does not own the model's parameters,
-            or these cannot be watched: sharded, complex or sparse ones.
+            or these cannot be watched: sharded, complex or sparse ones; or live=True in Jupyter
+            without ipywidgets.
 
     Example:
         >>> import torch
@@ -141,6 +148,10 @@ def watch(
         memory=memory,
         split=split,
     )
+    if live and process_rank() == 0:
+        from gafscope.live import live_view
+
+        listeners = [*listeners, live_view(settings.described())]
     return Scope(settings, run_dir, listeners)
 
 

@@ -14,6 +14,7 @@ from gafscope.plots.style import (
     PINK,
     RED,
     SKY,
+    log_axis,
     new_figure,
     rule_style,
     theme,
@@ -96,7 +97,7 @@ def plot_growth_cost(table: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Fig
         # All panels share the y axis; room for the legends above the lines.
         low, high = grid[0][0].get_ylim()
         grid[0][0].set_ylim(low, high * (high / low) ** 0.35)
-        _plain_numbers(grid[0][0])
+        log_axis(grid[0][0], "y")
         grid[0][0].set_ylabel("seconds")
     return {"growth": figure}
 
@@ -115,11 +116,11 @@ def _samples_figure(single: pd.DataFrame) -> Figure:
                     handles |= {method: _draw(axes, line, "n", column, method, method)}
                 if column == "ratio":
                     handles |= {"floor by FLOPs": _floor(axes, part, "n")}
-                axes.set(xscale="log", yscale="log")
+                axes.set_xscale("log")
                 axes.axhline(1, color="0.4", linewidth=0.9, zorder=1)
                 _size_ticks(axes, single["n"])
             axes_row[0].set_ylabel(label)
-            _plain_numbers(axes_row[0])
+            log_axis(axes_row[0], "y")
         for axes, model in zip(grid[0], models, strict=True):
             axes.set_title(model)
         for axes in grid[-1]:
@@ -150,12 +151,10 @@ def _microbatch_figure(several: pd.DataFrame) -> Figure:
                 handles |= {method: points}
             axes.set_title(model)
             axes.set_xticks(range(len(sizes)), [f"{k} x {u}" for k, u in sizes])
-            axes.set(
-                xlim=(-0.5, len(sizes) - 0.5), xlabel="k microbatches x u samples", yscale="log"
-            )
+            axes.set(xlim=(-0.5, len(sizes) - 0.5), xlabel="k microbatches x u samples")
             axes.grid(visible=False, axis="x")
             axes.axhline(1, color="0.4", linewidth=0.9, zorder=1)
-        _plain_numbers(grid[0][0])
+        log_axis(grid[0][0], "y")
         grid[0][0].set_ylabel("Gramian: time\n/ plain pass")
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
     return figure
@@ -188,18 +187,6 @@ def _floor(axes: Axes, part: pd.DataFrame, x: str) -> Any:
         floor[x], floor["floor"], color="black", linestyle=":", marker="_", linewidth=1.4
     )
     return line
-
-
-def _plain_numbers(axes: Axes) -> None:
-    """Write 0.5, 1, 2 along the y axis, not powers of ten; several even where it is short."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_ylim()
-    spans = {5: (1, 1.2, 1.5, 2, 3, 4, 5, 7), 1000: (1, 2, 5)}
-    steps = next((steps for span, steps in spans.items() if high / low < span), (1,))
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _size_ticks(axes: Axes, sizes: Iterable[int]) -> None:

@@ -16,6 +16,7 @@ from gafscope.plots.style import (
     ORANGE,
     PINK,
     SKY,
+    log_axis,
     new_figure,
     rule_style,
     theme,
@@ -66,7 +67,7 @@ def _plot_metrics(curves: pd.DataFrame) -> Figure:
             axes.set_title(name.replace("_", " "))
             _step_axis(axes, curves["step"].max())
             if name in _LOGARITHMIC and (part["value"] > 0).any():
-                _log_axis(axes)
+                log_axis(axes, "y")
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
@@ -150,13 +151,3 @@ def _step_axis(axes: Axes, last: float) -> None:
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(-0.1, 1.3 * last)
-
-
-def _log_axis(axes: Axes) -> None:
-    """Write plain numbers, also where the axis spans less than a power of ten."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())

@@ -42,6 +42,8 @@ RULE_LINES = {
 _SPARE_COLOURS = (RED, BROWN, "#ece133", "#fbafe4")
 _SPARE_LINES = ("-", "--", "-.", ":")
 _SALT = "gafscope"
+# Which multiples of the powers of ten a logarithmic axis shows, by the ratio of its ends.
+_LOG_STEPS = {5: (1, 1.2, 1.5, 2, 3, 4, 5, 7), 1000: (1, 2, 5)}
 
 
 def rule_style(rules: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -122,17 +124,19 @@ def count_axis(axis: Axis) -> None:
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten.
+    """Make an axis logarithmic, with plain numbers (0.5, 1, 2) that suit the span it shows.
 
     Args:
-        axes: The plot.
+        axes: The plot, with everything drawn.
         which: Its axis.
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    steps = next((steps for span, steps in _LOG_STEPS.items() if high / low < span), (1,))
+    axis.set_major_locator(LogLocator(subs=steps, numticks=6))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
 

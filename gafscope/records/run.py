@@ -129,6 +129,16 @@ class Run:
 
         return plot_run(self.scalars, self.config)
 
+    def panel(self) -> Figure:
+        """Draw what `gafscope.watch(..., live=True)` showed in Jupyter, or would have shown.
+
+        Returns:
+            Loss, distance, acceptance, the matrix of the last recorded step, layers by steps.
+        """
+        from gafscope.live.panel import run_panel
+
+        return run_panel(self)
+
     @cached_property
     def _matrices(self) -> MatrixStore:
         # Kept, so that going through the steps reads every file once.

@@ -29,11 +29,11 @@ from gafscope.aggregation import (
     check_decision,
 )
 from gafscope.gradients import GradientRows, Gramian, Loss
+from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.gradients.loss import check_differentiable
 from gafscope.gradients.problem import batch_size
-from gafscope.trainer.batch_norm import RunningStatistics
+from gafscope.gradients.running import Gradient, RunningVector
 from gafscope.trainer.evaluate import loss_and_accuracy
-from gafscope.trainer.running import Gradient, RunningVector
 
 
 @final

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from gafscope.aggregation import Rule, per_sample_step
 from gafscope.gradients import Loss, Supervised
 from gafscope.gradients.problem import batch_size
+from gafscope.gradients.running import RunningVector
 from gafscope.trainer.calibration import autocast_of
 from gafscope.trainer.macrobatch import Macrobatch, Outcome, update_norm
-from gafscope.trainer.running import RunningVector
 
 if TYPE_CHECKING:
     from gafscope.trainer.trainer import Trainer

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from gafscope.aggregation import GAF, Gate, Mean, Rule, Stateful
 from gafscope.gradients import Loss
+from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.gradients.problem import batch_size, trainable
 from gafscope.records import RunWriter, load_run
-from gafscope.trainer.batch_norm import RunningStatistics
 from gafscope.trainer.batches import Batches
 from gafscope.trainer.best import BestCheckpoint
 from gafscope.trainer.calibration import Calibration

@@ -1,4 +1,4 @@
-"""`metrics`, `rules` and `cost --what rules`, as a user types them."""
+"""`calibrated-tau`, `metrics`, `rules` and `cost --what rules`, as a user types them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ def test_rules(tmp_path, capsys):
     assert "One seed gives no interval" in " ".join(text.split())
     for name in ("rules", "rules-curves"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 0
+
+
+def test_calibrated_tau(tmp_path, capsys):
+    words = ["--steps", "10", "--seeds", "1", "--taus", "0.9", "--calibration-rows", "8"]
+    rest = ["--model-options", "hidden", "8", "--no-progress", "--run-dir", str(tmp_path)]
+    assert main(["calibrated-tau", *words, *rest]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The best threshold set by hand, by validation accuracy, is GAF tau 0.9." in text
+    rules = ["averaging", "GAF tau 0.9", "calibrated GAF", "adaptive GAF"]
+    table = pd.read_csv(tmp_path / "summary.csv")
+    assert table["rule"].tolist() == [*rules, *(f"yoked to {rule}" for rule in rules[1:])]
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert figures
+    assert all((tmp_path / "figures" / name).stat().st_size > 0 for name in figures)
 
 
 def test_cost_of_rules(tmp_path, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gafscope.errors import UserError
 from gafscope.plots import RULE_COLOURS, RULE_LINES, rule_style, save_figure, theme
-from gafscope.plots.style import new_figure
+from gafscope.plots.style import log_axis, new_figure
 
 RULES = ["averaging", "GAF", "HalvingGAF", "yoked control", "random skip", "same updates"]
 
@@ -105,3 +106,30 @@ slow = {"pandas", "pyarrow", "matplotlib", "seaborn"} & sys.modules.keys()
 assert not slow, slow
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1.0, 4.0], {"1", "1.5", "2", "3", "4"}),
+        ([0.02, 7.0], {"0.02", "0.1", "0.5", "1", "5"}),
+        ([1.0, 3e6], {"1", "100", "10000"}),
+        ([1e-9, 1e9], set()),
+    ],
+)
+def test_a_logarithmic_axis_has_plain_numbers_that_do_not_overlap(values, shown, which) -> None:
+    with theme():
+        figure = new_figure(5.5, 4)
+        axes = figure.subplots()
+        axes.plot(values, values)
+        log_axis(axes, which)
+    figure.canvas.draw()
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+    seen = [label for place, label in ticks if low <= place <= high]
+    assert len(seen) >= 3
+    assert shown <= {label.get_text() for label in seen}
+    boxes = [label.get_window_extent() for label in seen]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))

@@ -6,10 +6,8 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from batch_norm_reference import MODELS, assert_statistics, buffers, images, native
 from trainer_parts import (
-    CLASSES,
-    FEATURES,
     LOSS,
     MARK,
     infinite_gradient,
@@ -21,72 +19,11 @@ from trainer_parts import (
 
 from gafscope.aggregation import GAF, Mean
 
-
-def images(count: int, k: int, u: int = 4) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    scales = torch.rand(count * k, 1, 1, 1, 1, generator=generator) * 4
-    inputs = (torch.randn(count * k, u, 2, 4, 4, generator=generator) + 1) * scales
-    targets = torch.randint(CLASSES, (count, k * u), generator=generator)
-    return list(zip(inputs.view(count, k * u, 2, 4, 4), targets, strict=True))
+# Their arithmetic is tested without a trainer.
+NAMES = ["batch norm", "twice, cumulative", "sometimes", "instance norm"]
 
 
-def convolutional(norm: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(16, CLASSES))
-
-
-class Twice(nn.Module):
-    """One layer that runs twice in a forward pass."""
-
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.norm = nn.Conv2d(2, 4, 3), norm
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        values = self.norm(self.stem(inputs))
-        return self.head(self.norm(values.exp().clamp(max=9)).flatten(1))
-
-
-MODELS = {
-    "batch norm": lambda: convolutional(nn.BatchNorm2d(4)),
-    "momentum 1": lambda: convolutional(nn.BatchNorm2d(4, momentum=1.0)),
-    "momentum 0.7": lambda: convolutional(nn.BatchNorm2d(4, momentum=0.7)),
-    "cumulative": lambda: convolutional(nn.BatchNorm2d(4, momentum=None)),
-    "twice": lambda: Twice(nn.BatchNorm2d(4)),
-    "twice, cumulative": lambda: Twice(nn.BatchNorm2d(4, momentum=None)),
-    "instance norm": lambda: convolutional(
-        nn.InstanceNorm2d(4, momentum=0.3, track_running_stats=True)
-    ),
-    "instance norm, no momentum": lambda: convolutional(
-        nn.InstanceNorm2d(4, momentum=None, track_running_stats=True)
-    ),
-    "no statistics": lambda: convolutional(nn.BatchNorm2d(4, track_running_stats=False)),
-}
-
-
-def buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-
-def native(model: nn.Module, batch: tuple[Tensor, Tensor], k: int, chosen: list[int]):
-    """Give the statistics after PyTorch's own forwards of the chosen microbatches."""
-    copied = copy.deepcopy(model).train()
-    parts = batch[0].chunk(k)
-    with torch.no_grad():
-        for i in chosen:
-            copied(parts[i])
-    return buffers(copied)
-
-
-def assert_statistics(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("every", [0, 1])
 def test_when_all_are_accepted_statistics_move_as_in_pytorch(name, every):
     model = MODELS[name]()
@@ -97,7 +34,7 @@ def test_when_all_are_accepted_statistics_move_as_in_pytorch(name, every):
         assert_statistics(buffers(model), expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_only_accepted_microbatches_move_them(name, monkeypatch):
     model, k = MODELS[name](), 4
     trainer = trainer_of(model, aggregator=GAF(0.9), microbatches=k)
@@ -156,30 +93,6 @@ def test_accepted_and_all_give_the_same_weights():
     assert same(accepted, everything)
     assert int(few["1.num_batches_tracked"]) == 2 * steps
     assert int(many["1.num_batches_tracked"]) == 60
-
-
-class SometimesNormalised(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
-        self.norm = nn.BatchNorm1d(8)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        values = self.stem(inputs)
-        return self.head(torch.tanh(self.norm(values) if inputs[0, 0] > 0 else values))
-
-
-def test_a_layer_that_some_microbatches_pass_by(monkeypatch):
-    model, k = SometimesNormalised(), 4
-    trainer = trainer_of(model, aggregator=GAF(0.8), microbatches=k)
-    decisions = []
-    monkeypatch.setattr(trainer.watchdog, "see", lambda _, decision: decisions.append(decision))
-    for batch in macrobatches(20, k):
-        before = copy.deepcopy(model)
-        trainer.advance(batch)
-        chosen = decisions[-1].accepted.nonzero().flatten().tolist()
-        assert_statistics(buffers(model), native(before, batch, k, chosen))
 
 
 def test_statistics_are_finite_after_a_microbatch_with_nan_wherever_it_stands():

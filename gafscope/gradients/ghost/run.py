@@ -88,12 +88,23 @@ class Pass(CallTrace):
             losses: As `forward` gave them.
             keep_graph: Whether another backward pass will follow.
         """
-        self._listening = True
+        self.listen()
         total = losses.sum() / (self._n // self._k)
         if self._sources:
             torch.autograd.grad(total, self._sources, allow_unused=True, retain_graph=keep_graph)
+        self.finish()
+
+    def listen(self) -> None:
+        """Take the gradients that reach the watched outputs from now on.
+
+        For a backward pass that somebody else runs; `finish` must follow it.
+        """
+        self._listening = True
+
+    def finish(self) -> None:
+        """Enter the calls whose outputs did not all receive a gradient, after the backward pass."""
         for index in list(self._makers):
-            self._finish(index)
+            self._enter(index)
 
     @property
     def input_bytes(self) -> int:
@@ -167,9 +178,9 @@ class Pass(CallTrace):
         gradients[output] = gradient.detach().view(shape)
         self._makers[index] = (maker, gradients, missing - 1)
         if missing == 1:
-            self._finish(index)
+            self._enter(index)
 
-    def _finish(self, index: int) -> None:
+    def _enter(self, index: int) -> None:
         maker, gradients, _ = self._makers.pop(index)
         for key, piece in maker(gradients):
             self._ledger.add(key, piece)

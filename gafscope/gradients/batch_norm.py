@@ -36,11 +36,15 @@ class RunningStatistics:
         """Remember the statistics as they are before the macrobatch."""
         self._states = [self._copy()]
 
+    def restart(self) -> None:
+        """Begin a macrobatch where the last microbatch ended, though a forward came since."""
+        self._states = self._states[-1:]
+
     def collect(self, finite: bool) -> None:
         """Remember the statistics after a microbatch's forward and backward.
 
         Args:
-            finite: Whether its loss was; if not, it may have left NaN behind, and is undone.
+            finite: Whether it was; if not, it may have left NaN behind, and is undone.
         """
         if not self._layers:
             return

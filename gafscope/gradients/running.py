@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Gradient = list[Tensor | None]
+"""One tensor a parameter, None where the parameter is unused; empty where there is none."""
 
 
 @final
@@ -36,23 +37,24 @@ class RunningVector:
             return
         self.scale(keep)
         both = [i for i, g in enumerate(gradient) if g is not None and self.tensors[i] is not None]
-        mine = _present([self.tensors[i] for i in both])
-        theirs = _present([gradient[i] for i in both])
-        torch._foreach_add_(mine, theirs, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
+        if both:  # torch refuses an empty list
+            mine = _present([self.tensors[i] for i in both])
+            theirs = _present([gradient[i] for i in both])
+            torch._foreach_add_(mine, theirs, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
         for i, g in enumerate(gradient):
             if g is not None and self.tensors[i] is None:
                 self.tensors[i] = g * add
 
     def scale(self, factor: float) -> None:
         """Multiply s by a number."""
-        if factor != 1.0:
-            tensors = _present(self.tensors)
+        tensors = _present(self.tensors)
+        if factor != 1.0 and tensors:
             torch._foreach_mul_(tensors, factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def divide(self, divisor: int) -> None:
         """Divide s by a number of gradients."""
-        if divisor != 1:
-            tensors = _present(self.tensors)
+        tensors = _present(self.tensors)
+        if divisor != 1 and tensors:
             torch._foreach_div_(tensors, float(divisor))  # pyright: ignore[reportPrivateImportUsage]
 
 
