@@ -121,7 +121,7 @@ class SplitRows:
         plan = self._splitter.plan(problem, call)
         ledger = Ledger(problem.parameters, plan.calls, problem.k, Products(), keep=False)
         self._ledger = ledger
-        self._pass = Pass(problem, plan.calls, call.n, problem.k, ledger)
+        self._pass = Pass(problem, plan.calls, call.n, problem.k, ledger, foreign=True)
         self._pass.__enter__()
         self._entered = True
 

@@ -25,7 +25,7 @@ from gafscope.plots.style import (
     new_figure,
     theme,
 )
-from gafscope.records.acceptance import accepted_fraction
+from gafscope.records.acceptance import accepted_fraction, every_step_recorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +146,8 @@ def plot_runs_panels(
 
 def _compared(name: str, scalars: pd.DataFrame, config: Mapping[str, Any]) -> pd.Series:
     if name == "updates":
-        return known_values(scalars, "stepped").cumsum()
+        stepped = known_values(scalars, "stepped")
+        return stepped.cumsum() if every_step_recorded(scalars) else stepped.iloc[:0]
     if name == "accepted":
         scalars = scalars.assign(accepted=accepted_fraction(scalars, config))
     column = known_values(scalars, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gafscope.plots.style import BLUE, GREEN, GREY, ORANGE, RED, count_axis, new_figure, theme
-from gafscope.records.acceptance import accepted_fraction
+from gafscope.records.acceptance import accepted_fraction, every_step_recorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +127,7 @@ def _draw_acceptance(axes: Axes, scalars: pd.DataFrame, config: Mapping[str, Any
             accepted.index, rolling_mean(accepted), color=BLUE, label="accepted", marker=marker
         )
     stepped = known_values(scalars, "stepped")
-    if not stepped.empty:
+    if not stepped.empty and every_step_recorded(scalars):
         right = axes.twinx()
         right.grid(visible=False)
         for side in (axes, right):  # a second axis brings tick marks that the theme has not

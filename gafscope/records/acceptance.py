@@ -25,3 +25,13 @@ def accepted_fraction(scalars: pd.DataFrame, config: Mapping[str, Any]) -> pd.Se
     usual = usual if isinstance(usual, int) else math.nan
     k = [len(row) if isinstance(row, list) else usual for row in table["distance_to_sum"]]
     return table["accepted"].astype(float) / k
+
+
+def every_step_recorded(scalars: pd.DataFrame) -> bool:
+    """Tell whether a record has a row for each step, so that updates can be counted.
+
+    Args:
+        scalars: `Run.scalars`; a watched loop may have recorded every tenth step only.
+    """
+    steps = scalars["step"].tolist() if "step" in scalars else []
+    return bool(steps) and steps[-1] + 1 == len(steps)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from gafscope.records import Run
-from gafscope.records.acceptance import accepted_fraction
+from gafscope.records.acceptance import accepted_fraction, every_step_recorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ class Facts:
 
     Attributes:
         steps: Steps in the record.
-        updates: Steps that moved the parameters.
+        updates: Steps that moved the parameters; None where not every step was recorded.
         idle: Steps since the last update.
         offered: Micro-gradients that the rule saw.
         accepted: Share of them that it accepted.
@@ -110,6 +110,7 @@ def gather(run: Run) -> Facts:
     """
     table = readable(run)
     steps = table["step"].astype(int).tolist()
+    complete = every_step_recorded(table)
     stepped = table["stepped"].fillna(0).astype(bool).to_numpy() if "stepped" in table else None
     sizes = [len(row) for row in _lists(table, "distance_to_sum")]
     not_finite = [len(row) for row in _lists(table, "not_finite")]
@@ -118,7 +119,7 @@ def gather(run: Run) -> Facts:
     best = int(validation.to_numpy().argmax()) if len(validation) else -1
     return Facts(
         steps=len(table),
-        updates=None if stepped is None else int(stepped.sum()),
+        updates=int(stepped.sum()) if stepped is not None and complete else None,
         idle=0 if stepped is None else _idle(stepped),
         offered=sum(sizes) or None,
         accepted=float(accepted_fraction(table, run.config).mean()),

@@ -131,6 +131,37 @@ def test_validation_in_between_and_a_batch_of_one_sample_change_nothing():
     assert [len(run.matrix(step)) for step in (0, 2)] == [8, 5]
 
 
+class Derived(nn.Module):
+    """Uses tensors made of its parameters alone, several steps deep and in overlapping parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Embedding(9, 5)
+        self.length, self.direction = nn.Parameter(torch.rand(4)), nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x):
+        places = self.positions(torch.tensor([0, 3, 3, 8])).exp()
+        weight = self.length[:, None] * self.direction / self.direction.norm(dim=1, keepdim=True)
+        hidden = (x[:, None] + places).tanh().mean(1)
+        return hidden @ weight.T + (hidden[:, :4] * weight[:, 1]).square()
+
+
+def test_tensors_made_of_parameters_alone_outlive_the_loops_backward():
+    torch.manual_seed(0)
+    model = Derived()
+    optimizer = sgd(model)
+    x, targets = torch.randn(6, 5), torch.arange(6) % 4
+    with watch(model, optimizer, every=1, split="samples") as scope:
+        for step in range(2):
+            right = gramian(model, LOSS, (x, targets), engine="loop")
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), targets).backward()
+            optimizer.step()
+            assert_same_gramian(scope.run.matrix(step), right.matrix / 36)
+            for name, layer in right.layers.items():
+                assert_same_gramian(scope.run.matrix(step, name), layer / 36)
+
+
 def test_an_exception_in_the_forward_leaves_nothing():
     model = network()
     optimizer = sgd(model)

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils import _pytree as pytree
 
 from gafscope.gradients.ghost.calls import HANDLERS, Maker, Use, maker_of
 from gafscope.gradients.ghost.ledger import Ledger
@@ -43,10 +44,23 @@ class Pass(CallTrace):
         calls: The plan.
         n: Number of samples.
         ledger: Where contributions go.
+        foreign: The backward pass is somebody else's and frees its graph. Tensors made of
+            parameters alone are then made a second time, with a graph of their own, through which
+            rows can be pulled back afterwards.
     """
 
-    def __init__(self, problem: Problem, calls: tuple[Call, ...], n: int, k: int, ledger: Ledger):
+    def __init__(
+        self,
+        problem: Problem,
+        calls: tuple[Call, ...],
+        n: int,
+        k: int,
+        ledger: Ledger,
+        foreign: bool = False,
+    ):
         super().__init__(problem.parameters)
+        self._foreign = foreign
+        self._twins: dict[int, Tensor] = {}
         self._problem, self._calls, self._n, self._k = problem, calls, n, k
         self._ledger = ledger
         self._position = 0
@@ -117,6 +131,7 @@ class Pass(CallTrace):
         self._makers.clear()
         self.outputs.clear()
         self.tracked.clear()
+        self._twins.clear()
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Make a call and watch its outputs."""
@@ -140,9 +155,14 @@ class Pass(CallTrace):
                 self._inputs[tensor.untyped_storage().data_ptr()] = tensor.nbytes
         call = self._next(name, keys, len(outputs))
         if call.derives:
-            for key, tensor in zip(call.made, outputs, strict=True):
+            twins = outputs
+            if self._foreign:
+                twin_args, twin_kwargs = pytree.tree_map(self._twin, (args, kwargs))
+                twins = differentiable(func(*twin_args, **twin_kwargs))
+                self._twins |= {id(a): b for a, b in zip(outputs, twins, strict=True)}
+            for key, tensor, twin in zip(call.made, outputs, twins, strict=True):
                 self.tracked[id(tensor)] = (key, tensor)
-                self._ledger.derive(key, tensor)
+                self._ledger.derive(key, twin)
             return result
         use = Use(call, func, before, kwargs, result, outputs, self._n, self._k)
         index = self._position
@@ -162,6 +182,9 @@ class Pass(CallTrace):
                 self._sources.append(edge)
             output.register_hook(partial(self._arrived, index, j, shape))
         return result
+
+    def _twin(self, value: Any) -> Any:
+        return self._twins.get(id(value), value)
 
     def _next(self, name: str, keys: tuple[str | None, ...], outputs: int) -> Call:
         if self._position < len(self._calls):
