@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def git(*arguments: str) -> str:
     return answer.stdout.decode().strip()
 
 
-def test_what_is_recorded() -> None:
+def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "gafscope", "train", "--run-dir", "a b"])
     origin = provenance(seed=7, device="cpu")
     assert json.loads(json.dumps(origin)) == origin
     assert origin["versions"]["python"] == platform.python_version()
@@ -29,7 +31,7 @@ def test_what_is_recorded() -> None:
     assert origin["versions"].keys() == {"python", "torch", "numpy", "gafscope"}
     assert (origin["seed"], origin["device"]) == (7, "cpu")
     assert origin["device_name"]
-    assert "pytest" in origin["command"]
+    assert origin["command"] == "python -m gafscope train --run-dir 'a b'"
     assert datetime.fromisoformat(origin["started"]).utcoffset() == timedelta(0)
 
 
