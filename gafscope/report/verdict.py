@@ -53,7 +53,7 @@ def judge(run: Run, facts: Facts) -> list[Finding]:
     found = [
         _progress(run, facts),
         _agreement(facts, unit),
-        _acceptance(facts, unit),
+        _acceptance(facts, unit, observed=run.config.get("mode") == "observe"),
         _learning(facts),
         _generalisation(facts),
         _wrong_labels(run.config.get("label_noise"), facts),
@@ -131,7 +131,13 @@ def _in_words(distance: float) -> str:
     return next(words for below, words in _WORDS if distance < below)
 
 
-def _acceptance(facts: Facts, unit: str) -> Finding:
+def _acceptance(facts: Facts, unit: str, observed: bool) -> Finding:
+    if observed and not math.isnan(facts.accepted):
+        return Finding(
+            "Acceptance",
+            f"The loop was only watched: the rule would have accepted {percent(facts.accepted)} of "
+            f"the {unit}.",
+        )
     if math.isnan(facts.accepted):
         share = "How many gradients the rule accepted was not recorded."
     elif facts.accepted == 1:

@@ -59,6 +59,15 @@ def test_acceptance(tmp_path: Path) -> None:
     ].warning
 
 
+def test_a_watched_loop_accepted_nothing_itself(tmp_path: Path) -> None:
+    finding = verdict(tmp_path, config={**CONFIG, "mode": "observe"})["Acceptance"]
+    assert finding.text == (
+        "The loop was only watched: the rule would have accepted 33.3% of the microbatches."
+    )
+    filtered = verdict(tmp_path / "f", config={**CONFIG, "mode": "filter"})["Acceptance"]
+    assert filtered.text.startswith("The rule accepted 33.3%")
+
+
 @pytest.mark.parametrize(
     ("stepped", "words"),
     [(lambda step: step < 15, "The last 25 steps made none"), (False, "The model never changed")],
