@@ -23,7 +23,7 @@ from gafscope.gradients.problem import Problem
 _TIMED = 16
 # The first call plans, compiles and fills the allocator's cache.
 _CALLS = 3
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, str]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[str]]] = weakref.WeakKeyDictionary()
 
 
 def fastest_first(
@@ -38,8 +38,8 @@ def fastest_first(
         measure: Called with a smaller measurement and an engine's name.
 
     Returns:
-        The fastest engine, then the others in their order, up to the last; `names` as they are
-        where one of them cannot take the model, so that the reason is found and told as usual.
+        Engines that failed, so that they fail again and the reason is told as usual; then the
+        fastest one, then the others in their order, up to the last.
     """
     device = next(iter(problem.parameters.values())).device
     shapes = [(leaf.shape[2:], leaf.dtype) for leaf in pytree.tree_leaves(problem.batch)]
@@ -48,15 +48,16 @@ def fastest_first(
     known = _KNOWN.setdefault(problem.model, {})
     if key not in known:
         part = replace(problem, batch=problem.microbatches(0, k), k=k)
-        seconds = {}
-        try:
-            for name in names:
+        seconds: dict[str, float] = {}
+        failed: list[str] = []
+        for name in names:
+            try:
                 seconds[name] = min(_timed(part, name, measure, device) for _ in range(_CALLS))
-        except (RuntimeError, MemoryError, ValueError):
-            return list(names)
-        known[key] = min(seconds, key=seconds.__getitem__)
-    first = known[key]
-    order = [first, *(name for name in names if name != first)]
+            except (RuntimeError, MemoryError, ValueError):
+                failed.append(name)
+        fastest = sorted(seconds, key=seconds.__getitem__)[:1]
+        known[key] = [*(name for name in failed if name != names[-1]), *fastest]
+    order = [*known[key], *(name for name in names if name not in known[key])]
     # Nothing is tried after the engine that takes any model.
     return order[: order.index(names[-1]) + 1]
 

@@ -54,10 +54,28 @@ def test_a_model_is_timed_once_for_each_size_on_at_most_16_microbatches():
 
 
 @pytest.mark.parametrize("error", [UserError("no"), RuntimeError("no"), MemoryError()])
-def test_where_an_engine_fails_the_usual_order_stays_and_tells_why(error):
+@pytest.mark.parametrize(
+    ("fastest", "order"),
+    [("loop", ["ghost", "loop"]), ("vmap", ["ghost", "vmap", "loop"])],
+)
+def test_an_engine_that_fails_comes_first_to_tell_why_and_then_the_fastest(error, fastest, order):
+    clock = Clock({name: 1 if name == fastest else 25 for name in ("vmap", "loop")})
+
     def measure(problem: Problem, name: str) -> None:
         if name == "ghost":
             raise error
+        clock(problem, name)
+
+    problem, names = a_problem(), ["ghost", "vmap", "loop"]
+    assert fastest_first(problem, names, measure) == order
+    timed = len(clock.calls)
+    assert fastest_first(problem, names, measure) == order
+    assert len(clock.calls) == timed, "a failure is remembered as well"
+
+
+def test_where_all_fail_the_usual_order_stays():
+    def measure(problem: Problem, name: str) -> None:
+        raise RuntimeError("no")
 
     names = ["ghost", "vmap", "loop"]
     assert fastest_first(a_problem(), names, measure) == names
