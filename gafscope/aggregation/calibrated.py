@@ -35,8 +35,7 @@ class CalibratedGAF:
     these fall with probability `false_accept` (`gafscope.geometry.null_quantile`). With
     microbatches of u samples the covariance is Sigma / u, and a cosine does not depend on its
     scale: only the shape of the spectrum counts, which is the same for the smaller microbatches.
-    So one macrobatch serves. Cut small it costs more than a step, 3 to 10 of them (measured on
-    small networks and a ResNet18 on a CPU): at most 2% at `every=500`.
+    So one macrobatch serves. Cut small it costs several steps, which is why `every` is not less.
 
     Two assumptions are made. Each smaller microbatch is a random part of the macrobatch (not
     sorted by class). And the averages are near Gaussian, or their lengths vary only, which a
