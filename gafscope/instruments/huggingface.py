@@ -7,13 +7,13 @@ from typing import Any, final
 from gafscope.errors import UserError
 from gafscope.instruments.accelerate import watch_prepared
 from gafscope.instruments.extras import base_class, require
-from gafscope.instruments.scope import Scope
+from gafscope.instruments.scope_holder import ScopeHolder
 
 _Callback: Any = base_class("transformers", "TrainerCallback")
 
 
 @final
-class WatchCallback(_Callback):
+class WatchCallback(ScopeHolder, _Callback):
     """Watches what a Hugging Face `Trainer` trains.
 
     A step's backwards are its `gradient_accumulation_steps`; with one, give `split`. The Trainer
@@ -45,27 +45,12 @@ class WatchCallback(_Callback):
         >>> callback.scope.plot()  # doctest: +SKIP
     """
 
+    _BEGIN = "trainer.train()"
+
     def __init__(self, **options: Any):
         require("transformers", "hf", "WatchCallback")
         super().__init__()
         self._options = options
-        self._scope: Scope | None = None
-
-    @property
-    def scope(self) -> Scope:
-        """The watch of the latest training.
-
-        Raises:
-            UserError: If no training has begun.
-        """
-        if self._scope is None:
-            raise UserError("There is no scope before training begins; call trainer.train() first.")
-        return self._scope
-
-    def stop(self) -> None:
-        """Stop watching and put everything back; a second time it does nothing."""
-        if self._scope is not None:
-            self._scope.stop()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start to watch the Trainer's model and optimizer."""

@@ -9,14 +9,14 @@ from torch.optim import Optimizer
 
 from gafscope.errors import UserError
 from gafscope.instruments.extras import base_class, require
-from gafscope.instruments.scope import Scope
+from gafscope.instruments.scope_holder import ScopeHolder
 from gafscope.instruments.watch import watch
 
 _Callback: Any = base_class("lightning.pytorch", "Callback")
 
 
 @final
-class WatchCallback(_Callback):
+class WatchCallback(ScopeHolder, _Callback):
     """Watches what a Lightning `Trainer` fits.
 
     A step's backwards are its `accumulate_grad_batches`; with one, give `split`, for which
@@ -48,27 +48,12 @@ class WatchCallback(_Callback):
         >>> callback.scope.plot()  # doctest: +SKIP
     """
 
+    _BEGIN = "trainer.fit()"
+
     def __init__(self, **options: Any):
         require("lightning.pytorch", "lightning", "WatchCallback")
         super().__init__()
         self._options = options
-        self._scope: Scope | None = None
-
-    @property
-    def scope(self) -> Scope:
-        """The watch of the latest training.
-
-        Raises:
-            UserError: If no training has begun.
-        """
-        if self._scope is None:
-            raise UserError("There is no scope before training begins; call trainer.fit() first.")
-        return self._scope
-
-    def stop(self) -> None:
-        """Stop watching and put everything back; a second time it does nothing."""
-        if self._scope is not None:
-            self._scope.stop()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start to watch the module and its optimizer."""
