@@ -58,7 +58,8 @@ class EngineCostSettings:
     --what engines measures this (the default); --what growth measures how time grows with n, k
     and P; --what parts tells where the time goes and how few operations and bytes it could be;
     --what step times the trainer's GAF step of k microbatches, with --microbatches and
-    --microbatch-size; --what rules does so for every rule. Each has a --help of its own.
+    --microbatch-size, and --what rules that of every rule; --what watch times a loop of your own
+    that is watched. Each has a --help of its own.
     """
 
     models: tuple[str, ...] = ("resnet18", "vit", "gpt", "cnn")

@@ -12,6 +12,7 @@ from gafscope.analyses.growth_cost import GrowthCostSettings, growth_slopes, mea
 from gafscope.analyses.parts_cost import PartsCostSettings, measure_parts_cost
 from gafscope.analyses.rules_cost import RulesCostSettings, measure_rules_cost, target_sentence
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
+from gafscope.analyses.watch_cost import WatchCostSettings, measure_watch_cost
 from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
 from gafscope.errors import unknown_name
@@ -40,7 +41,7 @@ def run_cost(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: What follows `cost`; `--what engines`, the default, `growth`, `parts`,
-            `rules` or `step` is what is measured.
+            `rules`, `step` or `watch` is what is measured.
 
     Raises:
         UserError: If a setting is wrong.
@@ -143,12 +144,28 @@ def _run_step(settings: StepCostSettings) -> None:
     print(f"\nTable: {path}")
 
 
+def _run_watch(settings: WatchCostSettings) -> None:
+    table = measure_watch_cost(settings)
+    path = _path(settings.output, "watch", settings.device)
+    _write(table, path)
+    for (model, parameters), part in table.groupby(["model", "parameters"], sort=False):
+        print(f"\n{model}, {parameters:,} parameters")
+        print_table(part.drop(columns=["model", "parameters"]))
+    print_text(
+        "Ratios are medians over the turns, with quartiles in brackets, to the bare loop. The "
+        "memory is the peak of a measured step beyond the bare loop's, and counts rows on disk too, "
+        "although their pages lie in a file."
+    )
+    print(f"\nTable: {path}")
+
+
 _RUNS: Mapping[str, tuple[Any, Callable[[Any], None]]] = {
     "engines": (EngineCostSettings(), _run_engines),
     "growth": (GrowthCostSettings(), _run_growth),
     "parts": (PartsCostSettings(), _run_parts),
     "rules": (RulesCostSettings(), _run_rules),
     "step": (StepCostSettings(), _run_step),
+    "watch": (WatchCostSettings(), _run_watch),
 }
 
 

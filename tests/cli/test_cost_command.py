@@ -64,7 +64,7 @@ def test_growth(tmp_path, capsys):
     assert "slope" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["engines", "growth", "step"])
+@pytest.mark.parametrize("what", ["engines", "growth", "step", "watch"])
 def test_help_teaches(what, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["cost", "--what", what, "--help"])
@@ -74,12 +74,27 @@ def test_help_teaches(what, capsys):
     assert "--repeats" in text
 
 
+def test_watch(tmp_path, capsys):
+    words = ["--models", "mlp", "--microbatches", "3", "--microbatch-size", "2", "--every", "2"]
+    rest = ["--repeats", "1", "--threads", "1", "--output", str(tmp_path)]
+    assert main(["cost", "--what", "watch", *words, *rest]) == 0
+    table = pd.read_csv(tmp_path / "watch.csv").set_index("loop")
+    assert table.loc["bare loop", "ratio"] == 1
+    assert len(table) == 6
+    # The bare loop has one row beside `.grad` as well; in bf16 three rows are half as large.
+    row = 4 * table["parameters"].iloc[0] / 1e6
+    assert table.loc["watched, every step", "extra_MB"] == pytest.approx(2 * row, rel=0.05)
+    assert table.loc["watched, every step, rows in bf16", "extra_MB"] < 1.6 * row
+    assert "beyond the bare loop's" in capsys.readouterr().out
+
+
 def test_help_names_the_other_tables(capsys):
     with pytest.raises(SystemExit):
         main(["cost", "--help"])
     text = capsys.readouterr().out
     assert "--what growth" in text
     assert "--what step" in text
+    assert "--what watch" in text
     assert "[peers]" in text
 
 
@@ -91,6 +106,7 @@ def test_help_names_the_other_tables(capsys):
         (["--microbatches", "8*2"], ["8x2", "8*2"]),
         (["--device", "tpu"], ["tpu", "cuda"]),
         (["--what", "growth", "--fixed-samples", "10"], ["does not divide 10"]),
+        (["--what", "watch", "--microbatches", "1"], ["microbatches >= 2", "found 1"]),
     ],
 )
 def test_mistakes_are_explained(arguments, words, capsys, tmp_path, monkeypatch):
