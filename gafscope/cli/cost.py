@@ -153,7 +153,7 @@ def _run_watch(settings: WatchCostSettings) -> None:
         print_table(part.drop(columns=["model", "parameters"]))
     print_text(
         "Ratios are medians over the turns, with quartiles in brackets, to the bare loop. The "
-        "memory is the peak of a measured step beyond the bare loop's, and counts rows on disk too, "
+        "memory is the peak of a measured step beyond the bare loop's, rows on disk included, "
         "although their pages lie in a file."
     )
     print(f"\nTable: {path}")
