@@ -15,13 +15,14 @@ import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds, paired_difference
-from gafscope.analyses.result import Analysis, Result
+from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
     Trial,
     curves_of,
     data_name,
     ends_of,
     noisy_digits,
+    plan_of,
     run_trials,
     trials_of,
     yoked_control,
@@ -54,14 +55,14 @@ class CalibratedTauSettings:
     """How to train; --rule and --tau are the study's own."""
 
 
-def run(settings: CalibratedTauSettings) -> Result:
-    """Run the study, or go on with it.
+def measure(settings: CalibratedTauSettings) -> Measured:
+    """Train, or go on with it.
 
     Args:
         settings: The settings.
 
     Returns:
-        Accuracies, acceptance and updates of each rule and of the controls of those compared.
+        The runs of each rule and of the controls of those compared.
     """
     root = Path(settings.train.run_dir or "runs/calibrated-tau")
     trials = _rules(settings)
@@ -69,12 +70,37 @@ def run(settings: CalibratedTauSettings) -> Result:
     ends = ends_of(trials, runs)
     best = _best_by_validation(ends, settings)
     compared = [trial for trial in trials if trial.rule in (best, CALIBRATED, ADAPTIVE)]
-    controls = [yoked_control(trial, root, f"yoked to {trial.rule}") for trial in compared]
+    controls = _controls(compared, root)
     runs += run_trials(controls, root)
     trials += controls
-    ends = ends_of(trials, runs)
-    table = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
-    return Result(table, curves_of(trials, runs), _verdict(ends, best, settings), root)
+    return Measured(ends_of(trials, runs), curves_of(trials, runs), root)
+
+
+def conclude(
+    settings: CalibratedTauSettings, runs: pd.DataFrame, curves: pd.DataFrame
+) -> Conclusion:
+    """Average over the seeds and compare.
+
+    Args:
+        settings: The settings.
+        runs: From `measure`.
+        curves: From `measure`; unused.
+
+    Returns:
+        Accuracies, acceptance and updates of each rule and of the controls of those compared.
+    """
+    table = over_seeds(runs, ("data", "rule"), _COLUMNS, _MEANS)
+    return Conclusion(table, _verdict(runs, _best_by_validation(runs, settings), settings))
+
+
+def _controls(trials: list[Trial], root: Path) -> list[Trial]:
+    return [yoked_control(trial, root, f"yoked to {trial.rule}") for trial in trials]
+
+
+def _plan(settings: CalibratedTauSettings) -> list[TrainSettings]:
+    trials = _rules(settings)
+    compared = trials[-3 * settings.seeds :]  # as many as those of the best threshold and two more
+    return plan_of([*trials, *_controls(compared, Path())])
 
 
 def _rules(settings: CalibratedTauSettings) -> list[Trial]:
@@ -157,5 +183,7 @@ CALIBRATED_TAU = Analysis(
         ),
     },
     minutes={"quick": "5 minutes on 2 cores", "cifar": "an hour and a half on 2 cores"},
-    run=run,
+    measure=measure,
+    conclude=conclude,
+    plan=_plan,
 )

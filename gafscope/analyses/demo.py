@@ -11,12 +11,13 @@ from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses import white_noise
 from gafscope.analyses.intervals import over_seeds, paired_difference
-from gafscope.analyses.result import Analysis, Result
+from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
     Trial,
     curves_of,
     ends_of,
     noisy_digits,
+    plan_of,
     run_trials,
     trials_of,
     yoked_control,
@@ -26,6 +27,7 @@ from gafscope.trainer import TrainSettings
 
 _COLUMNS = ("test_accuracy", "best_test_accuracy", "train_accuracy")
 _MEANS = ("accepted", "updates")
+_LABELS, _NOISE = "label noise", "white noise"
 
 
 @final
@@ -43,25 +45,58 @@ class DemoSettings:
     """How to train."""
 
 
-def run(settings: DemoSettings) -> Result:
-    """Run the demo, or go on with it.
+def measure(settings: DemoSettings) -> Measured:
+    """Train, or go on with it.
 
     Args:
         settings: The settings.
 
     Returns:
-        Test accuracy of the three rules, and train accuracy on white noise of two.
+        The runs of the three rules, and the pair on white noise.
     """
-    root = Path(settings.train.run_dir or "runs/demo")
+    root = _root(settings)
     trials = _trials(settings, root)
     runs = run_trials(trials, root)
-    ends = ends_of(trials, runs)
-    noise = white_noise.run(_noise_pair(settings, root))
-    own = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
-    table = pd.concat([own, noise.table], ignore_index=True)
+    noise = white_noise.measure(_noise_pair(settings, root))
+    ends = pd.concat(
+        [
+            ends_of(trials, runs).assign(part=_LABELS),
+            noise.runs.assign(part=_NOISE),
+        ],
+        ignore_index=True,
+    )
     curves = pd.concat([curves_of(trials, runs), noise.curves], ignore_index=True)
-    verdict = f"{_verdict(ends, settings)}\n\n{noise.verdict}"
-    return Result(table, curves, verdict, root)
+    return Measured(ends, curves, root)
+
+
+def conclude(settings: DemoSettings, runs: pd.DataFrame, curves: pd.DataFrame) -> Conclusion:
+    """Average over the seeds and say what was found.
+
+    Args:
+        settings: The settings.
+        runs: From `measure`.
+        curves: From `measure`.
+
+    Returns:
+        Test accuracy of the three rules, and train accuracy on white noise of two.
+    """
+    ends = runs[runs["part"] == _LABELS]
+    own = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
+    noise = white_noise.conclude(
+        _noise_pair(settings, _root(settings)), runs[runs["part"] == _NOISE], curves
+    )
+    table = pd.concat([own, noise.table], ignore_index=True)
+    return Conclusion(table, f"{_verdict(ends, settings)}\n\n{noise.verdict}")
+
+
+def _root(settings: DemoSettings) -> Path:
+    return Path(settings.train.run_dir or "runs/demo")
+
+
+def _plan(settings: DemoSettings) -> list[TrainSettings]:
+    root = _root(settings)
+    noise = white_noise.WHITE_NOISE.plan(_noise_pair(settings, root))
+    return [*plan_of(_trials(settings, root)), *noise]
 
 
 def _trials(settings: DemoSettings, root: Path) -> list[Trial]:
@@ -114,5 +149,7 @@ DEMO = Analysis(
     question="What does GAF change under label noise, and what does its control explain?",
     presets={"quick": DemoSettings(), "paper": DemoSettings(seeds=8)},
     minutes={"quick": "under 1 minute on 2 cores", "paper": "2 minutes on 2 cores"},
-    run=run,
+    measure=measure,
+    conclude=conclude,
+    plan=_plan,
 )

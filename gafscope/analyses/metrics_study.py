@@ -21,10 +21,10 @@ from gafscope.analyses.metrics_tables import (
     score_table,
     stage_table,
 )
-from gafscope.analyses.result import Analysis, Result
+from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import parse_rules
 from gafscope.analyses.stage_measures import METRIC, SCORE, Measuring, measure_stages, stage_steps
-from gafscope.analyses.trials import Trial, data_name, noisy_digits, trials_of
+from gafscope.analyses.trials import Trial, data_name, noisy_digits, plan_of, trials_of
 from gafscope.errors import UserError
 from gafscope.records import atomic_write
 from gafscope.trainer import TrainSettings
@@ -58,14 +58,14 @@ class MetricsSettings:
     """How to train; --rule and --rule-options are the study's own."""
 
 
-def run(settings: MetricsSettings) -> Result:
-    """Run the study, or go on with it stage by stage.
+def measure(settings: MetricsSettings) -> Measured:
+    """Train and measure, or go on with it stage by stage.
 
     Args:
         settings: The settings.
 
     Returns:
-        For each rule the metrics at three stages and what each ranks like, and the scores' AUROC.
+        Metrics and scores of each rule, seed and stage; as curves beside the metrics' correlations.
 
     Raises:
         UserError: If a setting is wrong, or the folder holds measurements with others.
@@ -82,13 +82,30 @@ def run(settings: MetricsSettings) -> Result:
         for part in measure_stages(trial, measuring, stages, root)
     ]
     found = pd.concat(parts, ignore_index=True)
-    metrics, scores = (found[found["kind"] == kind] for kind in (METRIC, SCORE))
-    by_stage, related = stage_table(found), correlations(metrics)
-    _write({"stages": by_stage, "correlations": related}, root)
+    related = correlations(found[found["kind"] == METRIC])
+    _write({"stages": stage_table(found), "correlations": related}, root)
+    curves = pd.concat([found, related.assign(kind="correlation")], ignore_index=True)
+    return Measured(found, curves, root)
+
+
+def conclude(settings: MetricsSettings, runs: pd.DataFrame, curves: pd.DataFrame) -> Conclusion:
+    """Average over the seeds and compare.
+
+    Args:
+        settings: The settings.
+        runs: From `measure`.
+        curves: From `measure`; unused.
+
+    Returns:
+        For each rule the metrics at three stages and what each ranks like, and the scores' AUROC.
+    """
+    import pandas as pd
+
+    metrics, scores = (runs[runs["kind"] == kind] for kind in (METRIC, SCORE))
+    by_stage, related = stage_table(runs), correlations(metrics)
     tables = [metric_table(by_stage[by_stage["kind"] == METRIC], related), score_table(scores)]
     table = pd.concat([part for part in tables if len(part)], ignore_index=True)
-    curves = pd.concat([found, related.assign(kind="correlation")], ignore_index=True)
-    return Result(table, curves, metrics_verdict(related, metrics, scores), root)
+    return Conclusion(table, metrics_verdict(related, metrics, scores))
 
 
 def _trials(settings: MetricsSettings) -> list[Trial]:
@@ -113,5 +130,7 @@ METRICS_STUDY = Analysis(
     question="Which metrics say the same, and which score finds wrong labels best?",
     presets={"quick": MetricsSettings(), "full": MetricsSettings(seeds=8)},
     minutes={"quick": "2 minutes on 2 cores", "full": "5 minutes on 2 cores"},
-    run=run,
+    measure=measure,
+    conclude=conclude,
+    plan=lambda settings: plan_of(_trials(settings)),
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, final
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds
-from gafscope.analyses.result import Analysis, Result
+from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import RuleSpec, parse_rules
 from gafscope.analyses.rules_verdict import AVERAGING, SAMPLES, UPDATES, verdict
 from gafscope.analyses.trials import (
@@ -25,6 +25,7 @@ from gafscope.analyses.trials import (
     data_name,
     ends_of,
     noisy_digits,
+    plan_of,
     run_trials,
     trials_of,
     yoked_control,
@@ -79,19 +80,20 @@ class RulesSettings:
     """How to train; --rule and --rule-options are the study's own."""
 
 
-def run(settings: RulesSettings) -> Result:
-    """Run the study, or go on with it.
+def measure(settings: RulesSettings) -> Measured:
+    """Train, or go on with it.
 
     Args:
         settings: The settings.
 
     Returns:
-        For each comparison and rule the accuracies, and their paired differences to averaging and
-        to the rule's own control.
+        The run of each comparison, rule and seed, with what its control came to.
 
     Raises:
         UserError: If a rule is unknown or a setting wrong.
     """
+    import pandas as pd
+
     specs = _check(settings)
     root = Path(settings.train.run_dir or "runs/rules")
     trials, runs, ends = [], [], []
@@ -105,8 +107,34 @@ def run(settings: RulesSettings) -> Result:
         ends.append(_ends(part, part_runs, beside))
         trials += [*part, *distinct.values()]
         runs += [*part_runs, *found.values()]
-    table, curves = _summary(ends), curves_of(trials, runs)
-    return Result(table, curves, verdict(table, settings.train.tau), root)
+    return Measured(pd.concat(ends, ignore_index=True), curves_of(trials, runs), root)
+
+
+def conclude(settings: RulesSettings, runs: pd.DataFrame, curves: pd.DataFrame) -> Conclusion:
+    """Average over the seeds and compare.
+
+    Args:
+        settings: The settings.
+        runs: From `measure`.
+        curves: From `measure`; unused.
+
+    Returns:
+        For each comparison and rule the accuracies, and their paired differences to averaging and
+        to the rule's own control.
+    """
+    means = ("control_accuracy", *_MEANS, "norm_over_control")
+    table = over_seeds(runs, ("data", "rule"), _COLUMNS, means)
+    return Conclusion(table, verdict(table, settings.train.tau))
+
+
+def _plan(settings: RulesSettings) -> list[TrainSettings]:
+    specs = _check(settings)
+    parts = [
+        _rule_trials(comparison, base, specs, settings.seeds)
+        for comparison, base in _comparisons(settings).items()
+    ]
+    # Each has a control; some share one.
+    return plan_of([trial for part in parts for trial in [*part, *part]])
 
 
 def _check(settings: RulesSettings) -> list[RuleSpec]:
@@ -164,7 +192,6 @@ def _controls(trials: Sequence[Trial], runs: Sequence[Run], root: Path) -> list[
 def _ends(trials: Sequence[Trial], runs: Sequence[Run], controls: Sequence[Run]) -> pd.DataFrame:
     """Collect the ends of one comparison's runs, each beside its control's."""
     ends = ends_of(trials, runs)
-    ends["steps"] = [run.summary["steps"] for run in runs]
     ends["control_accuracy"] = [control.summary["test_accuracy"] for control in controls]
     ends["norm_over_control"] = [
         run.scalars["grad_norm"].mean() / control.scalars["grad_norm"].mean()
@@ -177,17 +204,6 @@ def _ends(trials: Sequence[Trial], runs: Sequence[Run], controls: Sequence[Run])
     return ends
 
 
-def _summary(ends: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    import pandas as pd
-
-    return over_seeds(
-        pd.concat(ends, ignore_index=True),
-        ("data", "rule"),
-        _COLUMNS,
-        ("control_accuracy", *_MEANS, "norm_over_control"),
-    )
-
-
 RULES_STUDY = Analysis(
     name="rules",
     question="Which rule gains over averaging and over its own control, and at what price?",
@@ -196,5 +212,7 @@ RULES_STUDY = Analysis(
         "full": RulesSettings(seeds=8),
     },
     minutes={"quick": "3 minutes on 2 cores", "full": "8 minutes on 2 cores"},
-    run=run,
+    measure=measure,
+    conclude=conclude,
+    plan=_plan,
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SMOOTH = 100
+_POINTS = 400
 # A control must see fresh microbatches: the same ones would step on the same samples.
 _FRESH = 1000
 
@@ -89,6 +90,15 @@ def trials_of(data: str, rules: Mapping[str, TrainSettings], seeds: int) -> list
     ]
 
 
+def plan_of(trials: Sequence[Trial]) -> list[TrainSettings]:
+    """Give the settings of trials, for an analysis that tells its plan.
+
+    Args:
+        trials: The trials.
+    """
+    return [trial.settings for trial in trials]
+
+
 def yoked_control(trial: Trial, root: Path, name: str) -> Trial:
     """Make the control that averages fresh microbatches and steps exactly when a trial stepped.
 
@@ -134,16 +144,18 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
         runs: Their runs.
 
     Returns:
-        One row a trial and step: `data`, `rule`, `seed`, `step`, `train_accuracy` and
-        `rolling_distance` (rolling means over 100 steps), `distance`, `accepted` (of 1),
-        `updates` so far, `tau` where the rule has one, and `validation_accuracy` at the steps
-        that have it.
+        One row a trial and step: `data`, `rule`, `seed`, `step`, `train_accuracy`,
+        `rolling_distance` and `rolling_accepted` (rolling means over 100 steps), `distance`,
+        `accepted` (of 1), `updates` so far, `tau` where the rule has one, and
+        `validation_accuracy` at the steps that have it. Of a long run some 400 evenly spaced
+        steps, and those that were validated.
     """
     import pandas as pd
 
     parts = []
     for trial, run in zip(trials, runs, strict=True):
         scalars = run.scalars
+        accepted = accepted_fraction(scalars, run.config)
         part = pd.DataFrame(
             {
                 "data": trial.data,
@@ -153,13 +165,17 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
                 "train_accuracy": scalars["accuracy"].rolling(SMOOTH, min_periods=1).mean(),
                 "distance": scalars["distance_mean"],
                 "rolling_distance": scalars["distance_mean"].rolling(SMOOTH, min_periods=1).mean(),
-                "accepted": accepted_fraction(scalars, run.config),
+                "accepted": accepted,
+                "rolling_accepted": accepted.rolling(SMOOTH, min_periods=1).mean(),
                 "updates": scalars["stepped"].cumsum(),
                 "tau": _taus(run),
                 "validation_accuracy": scalars.get("validation_accuracy"),
             }
         )
-        parts.append(part)
+        # More points than the eye can tell apart only make the file large.
+        drawn = part["step"] % max(1, len(part) // _POINTS) == 0
+        drawn |= part["validation_accuracy"].notna()
+        parts.append(part[drawn])
     return pd.concat(parts, ignore_index=True)
 
 
@@ -185,8 +201,8 @@ def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
     Returns:
         One row a trial: `data`, `rule`, `seed`, `train_accuracy` (mean over the last 100 steps),
         `test_accuracy`, `best_test_accuracy` (at the weights of the best validation),
-        `validation_accuracy`, `updates`, `accepted`, `distance` and `tau` at the end; shares of 1
-        but the updates.
+        `validation_accuracy`, `steps`, `updates`, `accepted`, `distance` and `tau` at the end;
+        shares of 1 but steps and updates.
     """
     import pandas as pd
 
@@ -199,6 +215,7 @@ def ends_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
             "test_accuracy": run.summary["test_accuracy"],
             "best_test_accuracy": run.summary.get("best_test_accuracy"),
             "validation_accuracy": run.summary.get("validation_accuracy"),
+            "steps": run.summary["steps"],
             "updates": run.summary["updates"],
             "accepted": accepted_fraction(run.scalars, run.config).mean(),
             "distance": run.scalars["distance_mean"].tail(SMOOTH).mean(),

@@ -15,8 +15,16 @@ import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds
-from gafscope.analyses.result import Analysis, Result
-from gafscope.analyses.trials import Trial, curves_of, ends_of, run_trials, trials_of
+from gafscope.analyses.result import Analysis, Conclusion, Measured
+from gafscope.analyses.trials import (
+    SMOOTH,
+    Trial,
+    curves_of,
+    ends_of,
+    plan_of,
+    run_trials,
+    trials_of,
+)
 from gafscope.trainer import TrainSettings
 
 NOISE = "white noise"
@@ -55,22 +63,39 @@ class WhiteNoiseSettings:
     """How to train; --data is the real data of the comparison."""
 
 
-def run(settings: WhiteNoiseSettings) -> Result:
-    """Run the analysis, or go on with it.
+def measure(settings: WhiteNoiseSettings) -> Measured:
+    """Train, or go on with it.
 
     Args:
         settings: The settings.
 
     Returns:
-        Train accuracy, accepted share and distance for noise and real data under both rules.
+        One run a kind of data, rule and seed.
     """
     root = Path(settings.train.run_dir or "runs/white-noise")
-    trials = list(_trials(settings))
+    trials = _trials(settings)
     runs = run_trials(trials, root)
-    ends = ends_of(trials, runs)
-    table = over_seeds(ends, ("data", "rule"), _COLUMNS, _MEANS)
-    curves = curves_of(trials, runs)
-    return Result(table, curves, _verdict(table, curves), root)
+    ends, distances = ends_of(trials, runs), [run.scalars["distance_mean"] for run in runs]
+    rolling = [distance.rolling(SMOOTH, min_periods=1).mean() for distance in distances]
+    ends["median_distance"] = [distance.median() for distance in distances]
+    ends["median_rolling_distance"] = [distance.median() for distance in rolling]
+    ends["below_099"] = [(distance < 0.99).mean() for distance in distances]
+    return Measured(ends, curves_of(trials, runs), root)
+
+
+def conclude(settings: WhiteNoiseSettings, runs: pd.DataFrame, curves: pd.DataFrame) -> Conclusion:
+    """Average over the seeds and say what was found.
+
+    Args:
+        settings: The settings.
+        runs: From `measure`.
+        curves: From `measure`; unused.
+
+    Returns:
+        Train accuracy, accepted share and distance for noise and real data under both rules.
+    """
+    table = over_seeds(runs, ("data", "rule"), _COLUMNS, _MEANS)
+    return Conclusion(table, _verdict(table, runs))
 
 
 def _trials(settings: WhiteNoiseSettings) -> list[Trial]:
@@ -97,15 +122,16 @@ def _trials(settings: WhiteNoiseSettings) -> list[Trial]:
     ]
 
 
-def _verdict(table: pd.DataFrame, curves: pd.DataFrame) -> str:
+def _verdict(table: pd.DataFrame, runs: pd.DataFrame) -> str:
     rows = {(row["data"], row["rule"]): row for row in table.to_dict("records")}
     real = next(data for data, _ in rows if data != NOISE)
-    tau = curves["tau"].max()  # averaging has none
+    tau = runs["tau"].max()  # averaging has none
     noise_mean, noise_gaf = rows[NOISE, "averaging"], rows[NOISE, "GAF"]
     real_gaf = rows[real, "GAF"]
-    seen = curves[(curves["data"] == NOISE) & (curves["rule"] == "averaging")]
-    raw, rolling = (seen[name].median() for name in ("distance", "rolling_distance"))
-    below = (seen["distance"] < 0.99).mean()
+    seen = runs[(runs["data"] == NOISE) & (runs["rule"] == "averaging")]
+    raw, rolling, below = (
+        seen[name].mean() for name in ("median_distance", "median_rolling_distance", "below_099")
+    )
     return (
         f"On white noise, averaging reaches {noise_mean['train_accuracy']:.1%} train accuracy: "
         f"it memorises. GAF at tau {tau:g} accepts {noise_gaf['accepted']:.2%} of the microbatches "
@@ -147,5 +173,7 @@ WHITE_NOISE = Analysis(
         ),
     },
     minutes={"quick": "1 minute on 2 cores", "paper": "days on one GPU"},
-    run=run,
+    measure=measure,
+    conclude=conclude,
+    plan=lambda settings: plan_of(_trials(settings)),
 )

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from gafscope.analyses import ANALYSES, Analysis, get_analysis
+from gafscope.analyses.planning import estimate
 from gafscope.cli.output import print_table, print_text
-from gafscope.cli.settings import read_settings
+from gafscope.cli.settings import read_settings, take
+from gafscope.cli.study import conclude, keep, write_conclusion
 from gafscope.errors import UserError
-from gafscope.plots import save_figure
-from gafscope.plots.studies import FIGURES
-from gafscope.records import atomic_write
+from gafscope.trainer import TrainSettings
 
+_ALSO = (
+    "--dry-run tells how many steps, hours and megabytes it will be, and starts nothing. "
+    "--redraw FOLDER makes table and figures again from what was measured there."
+)
 _USAGE = """\
 usage: python -m gafscope analyses [NAME | --all] [settings of the analysis]
 
 Without a name, list the analyses. With one, run it: the same as `python -m gafscope NAME`.
---all runs every analysis in turn; one that was interrupted goes on where it stopped."""
+--all runs every analysis in turn; one that was interrupted goes on where it stopped.
+With --dry-run nothing is run: steps, hours and megabytes are told."""
 
 
 def list_or_run(arguments: Sequence[str]) -> None:
@@ -58,15 +64,30 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str]) -> None:
     Raises:
         UserError: If a setting is wrong or something cannot be written.
     """
-    settings = read_settings(analysis.name, analysis.presets, arguments)
-    result = analysis.run(settings)
-    with atomic_write(result.folder / "summary.csv") as file:
-        file.write(result.table.to_csv(index=False).encode())
-    with atomic_write(result.folder / "verdict.txt") as file:
-        file.write(f"{result.verdict}\n".encode())
-    written = [result.folder / "summary.csv", result.folder / "verdict.txt"]
-    for name, figure in FIGURES[analysis.name](result.table, result.curves).items():
-        written += save_figure(figure, result.folder / "figures", name)
+    rest, folder = take("--redraw", list(arguments))
+    if folder is not None:
+        if rest:
+            raise UserError(
+                f"--redraw takes the settings from the folder's recipe, so '{rest[0]}' has no "
+                "place beside it; leave it out."
+            )
+        _show(analysis, Path(folder))
+        return
+    dry = "--dry-run" in rest
+    rest = [word for word in rest if word != "--dry-run"]
+    settings = read_settings(analysis.name, analysis.presets, rest, _ALSO)
+    if dry:
+        _tell_plan(analysis.plan(settings))
+        return
+    measured = analysis.measure(settings)
+    keep(analysis, settings, measured)
+    _show(analysis, measured.folder)
+
+
+def _show(analysis: Analysis, folder: Path) -> None:
+    """Print and write what follows from the measurements in a folder."""
+    result = conclude(analysis, folder)
+    written = write_conclusion(analysis, result)
     for data, part in result.table.groupby("data", sort=False):
         print(f"\n{data}")
         print_table(part.drop(columns="data").dropna(axis="columns", how="all"))
@@ -74,6 +95,16 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str]) -> None:
     print_text("Intervals are 95% over seeds. Runs, table and figures:")
     for path in written:
         print(f"  {path}")
+
+
+def _tell_plan(plan: Sequence[TrainSettings]) -> None:
+    table = estimate(plan)
+    print_table(table)
+    print_text(
+        f"{table['runs'].sum()} trainings of {table['steps'].sum():,} steps in all: about "
+        f"{table['hours'].sum():.2g} hours one after the other on this machine, and "
+        f"{table['disk_MB'].sum():,.0f} MB. A few steps of each kind were timed; nothing was kept."
+    )
 
 
 def _list() -> None:

@@ -16,13 +16,16 @@ from gafscope.errors import UserError, unknown_name
 S = TypeVar("S")
 
 
-def read_settings(command: str, presets: Mapping[str, S], arguments: Sequence[str]) -> S:
+def read_settings(
+    command: str, presets: Mapping[str, S], arguments: Sequence[str], also: str = ""
+) -> S:
     """Read the settings of a command.
 
     Args:
         command: The command, for messages.
         presets: Preset name -> settings, a dataclass; the first one is the default.
         arguments: What follows the command on the command line.
+        also: What --help says besides.
 
     Returns:
         The settings.
@@ -45,7 +48,7 @@ def read_settings(command: str, presets: Mapping[str, S], arguments: Sequence[st
         prog=f"python -m gafscope {command}",
         default=settings,
         args=[*flags, *rest],
-        description=_description(settings, presets),
+        description=f"{_description(settings, presets)} {also}".strip(),
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ROLLING, _POINTS = 100, 400
+_ROLLING = 100
 
 
 def plot_calibrated_tau(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
@@ -31,14 +31,14 @@ def plot_calibrated_tau(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, 
         _draw_accuracy(accuracy, table)
         moving = curves[~curves["rule"].str.startswith("yoked")]
         averaging = moving[moving["rule"] == "averaging"].groupby("step")["rolling_distance"].mean()
-        averaging = _thin(averaging)
         tau.plot(averaging.index, averaging, color=GREY, label="distance under averaging")
         rules = [rule for rule in dict.fromkeys(moving["rule"]) if rule != "averaging"]
         for rule, style in _styles(rules).items():
-            part = moving[moving["rule"] == rule].groupby("step")[["tau", "accepted"]].mean()
-            line = _thin(part["tau"])
+            part = moving[moving["rule"] == rule].groupby("step")[["tau", "rolling_accepted"]]
+            part = part.mean()
+            line = part["tau"]
             tau.plot(line.index, line, label=rule, **style)
-            line = _thin(part["accepted"].rolling(_ROLLING, min_periods=1).mean())
+            line = part["rolling_accepted"]
             accepted.plot(line.index, 100 * line, label=rule, **style)
         tau.set(xlabel="step", ylabel="cosine distance", title="threshold")
         accepted.set(
@@ -96,8 +96,3 @@ def _draw_accuracy(axes: Axes, table: pd.DataFrame) -> None:
     )
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-
-
-def _thin(line: pd.Series) -> pd.Series:
-    # More points than the eye can tell apart only make the file large.
-    return line.iloc[:: max(1, len(line) // _POINTS)]
