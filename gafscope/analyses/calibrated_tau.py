@@ -15,13 +15,13 @@ import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds, paired_difference
+from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
     Trial,
     curves_of,
     data_name,
     ends_of,
-    noisy_digits,
     plan_of,
     run_trials,
     trials_of,

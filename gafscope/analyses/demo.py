@@ -11,12 +11,12 @@ from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses import white_noise
 from gafscope.analyses.intervals import over_seeds, paired_difference
+from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
     Trial,
     curves_of,
     ends_of,
-    noisy_digits,
     plan_of,
     run_trials,
     trials_of,

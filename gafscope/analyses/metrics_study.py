@@ -21,10 +21,11 @@ from gafscope.analyses.metrics_tables import (
     score_table,
     stage_table,
 )
+from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import parse_rules
 from gafscope.analyses.stage_measures import METRIC, SCORE, Measuring, measure_stages, stage_steps
-from gafscope.analyses.trials import Trial, data_name, noisy_digits, plan_of, trials_of
+from gafscope.analyses.trials import Trial, data_name, plan_of, trials_of
 from gafscope.errors import UserError
 from gafscope.records import atomic_write
 from gafscope.trainer import TrainSettings

@@ -38,10 +38,12 @@ class Conclusion:
         table: One row a condition, with intervals over the seeds: what is printed and kept. Its
             column `data` divides it.
         verdict: What was found, in plain sentences.
+        shown: Columns of a wide table that are printed; all when empty. The file has them all.
     """
 
     table: pd.DataFrame
     verdict: str
+    shown: Sequence[str] = ()
 
 
 @final
@@ -54,12 +56,14 @@ class Result:
         curves: As in `Measured`.
         verdict: As in `Conclusion`.
         folder: As in `Measured`.
+        shown: As in `Conclusion`.
     """
 
     table: pd.DataFrame
     curves: pd.DataFrame
     verdict: str
     folder: Path
+    shown: Sequence[str] = ()
 
 
 @final
@@ -98,4 +102,10 @@ class Analysis:
         """
         measured = self.measure(settings)
         conclusion = self.conclude(settings, measured.runs, measured.curves)
-        return Result(conclusion.table, measured.curves, conclusion.verdict, measured.folder)
+        return Result(
+            conclusion.table,
+            measured.curves,
+            conclusion.verdict,
+            measured.folder,
+            conclusion.shown,
+        )

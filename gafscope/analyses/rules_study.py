@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, final
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.intervals import over_seeds
+from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import RuleSpec, parse_rules
 from gafscope.analyses.rules_verdict import AVERAGING, SAMPLES, UPDATES, verdict
@@ -24,7 +25,6 @@ from gafscope.analyses.trials import (
     curves_of,
     data_name,
     ends_of,
-    noisy_digits,
     plan_of,
     run_trials,
     trials_of,

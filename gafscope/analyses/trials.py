@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 SMOOTH = 100
 _POINTS = 400
-# A control must see fresh microbatches: the same ones would step on the same samples.
-_FRESH = 1000
+FRESH = 1000
+"""A control must see fresh microbatches, drawn with the trial's seed plus this: the same ones would
+step on the same samples."""
 
 
 @final
@@ -42,27 +43,6 @@ class Trial:
         """Give the trial's folder."""
         words = f"{self.data} {self.rule} seed{self.seed}".lower()
         return root / "-".join(re.findall(r"[a-z0-9.]+", words))
-
-
-def noisy_digits(**changes: Any) -> TrainSettings:
-    """Give the settings of the small studies: digits, 40% of the training labels wrong.
-
-    Args:
-        changes: What a study does otherwise.
-    """
-    settings = TrainSettings(
-        data="digits",
-        label_noise=0.4,
-        model="mlp",
-        model_options={"hidden": "128"},
-        tau=0.75,
-        microbatch_size=20,
-        steps=1500,
-        lr=0.05,
-        validate_every=50,
-        threads=1,
-    )
-    return replace(settings, **changes)
 
 
 def data_name(settings: TrainSettings) -> str:
@@ -112,7 +92,7 @@ def yoked_control(trial: Trial, root: Path, name: str) -> Trial:
         rule="mean",
         tau=None,
         rule_options=None,
-        sampling_seed=trial.seed + _FRESH,
+        sampling_seed=trial.seed + FRESH,
         yoked_to=str(trial.folder(root)),
     )
     return Trial(trial.data, name, trial.seed, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gafscope.analyses import ANALYSES, Analysis, get_analysis
 from gafscope.analyses.planning import estimate
@@ -12,6 +13,9 @@ from gafscope.cli.settings import read_settings, take
 from gafscope.cli.study import conclude, keep, write_conclusion
 from gafscope.errors import UserError
 from gafscope.trainer import TrainSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ALSO = (
     "--dry-run tells how many steps, hours and megabytes it will be, and starts nothing. "
@@ -90,11 +94,18 @@ def _show(analysis: Analysis, folder: Path) -> None:
     written = write_conclusion(analysis, result)
     for data, part in result.table.groupby("data", sort=False):
         print(f"\n{data}")
-        print_table(part.drop(columns="data").dropna(axis="columns", how="all"))
+        shown = part[_with_ends(part, result.shown)] if result.shown else part.drop(columns="data")
+        print_table(shown.dropna(axis="columns", how="all"))
     print_text(result.verdict)
     print_text("Intervals are 95% over seeds. Runs, table and figures:")
     for path in written:
         print(f"  {path}")
+
+
+def _with_ends(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Give the columns that are there, each with the ends of its interval."""
+    wanted = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
+    return [column for column in wanted if column in table]
 
 
 def _tell_plan(plan: Sequence[TrainSettings]) -> None:

@@ -65,7 +65,7 @@ def conclude(analysis: Analysis, folder: Path) -> Result:
     if runs.empty:
         raise UserError(f"{folder / RUNS} has no rows, so there is nothing to draw; measure anew.")
     conclusion = analysis.conclude(settings, runs, curves)
-    return Result(conclusion.table, curves, conclusion.verdict, folder)
+    return Result(conclusion.table, curves, conclusion.verdict, folder, conclusion.shown)
 
 
 def write_conclusion(analysis: Analysis, result: Result) -> list[Path]:

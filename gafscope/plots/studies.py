@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gafscope.plots.calibrated_tau import plot_calibrated_tau
 from gafscope.plots.metrics_study import plot_metrics
+from gafscope.plots.places import plot_noise_sweep
 from gafscope.plots.rules_study import plot_rules
 from gafscope.plots.style import count_axis, new_figure, rule_style, theme
 
@@ -92,6 +93,7 @@ FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "calibrated-tau": plot_calibrated_tau,
     "demo": plot_demo,
     "metrics": plot_metrics,
+    "noise-sweep": plot_noise_sweep,
     "rules": plot_rules,
     "white-noise": plot_white_noise,
 }

@@ -1,0 +1,264 @@
+"""Trainings under several conditions, rules beside averaging and beside their controls.
+
+A condition is a place (a noise level, a threshold, a size ...) and a rule. Three controls stand
+beside a rule that filters, each averaging plainly: *yoked*, on fresh microbatches, stepping exactly
+when the rule stepped; *same updates*, stopped after as many updates; *random skip*, on fresh
+microbatches, skipping the same share of the updates at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from gafscope.analyses.intervals import mean_interval
+from gafscope.analyses.result import Measured
+from gafscope.analyses.trials import (
+    FRESH,
+    Trial,
+    curves_of,
+    ends_of,
+    plan_of,
+    run_trials,
+    yoked_control,
+)
+from gafscope.records import Run
+from gafscope.trainer import TrainSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AVERAGING, GAF = "averaging", "GAF"
+RULE_NAMES = {"mean": AVERAGING, "gaf": GAF}
+"""Rules that people call otherwise than the command line does."""
+YOKED, SAME_UPDATES, RANDOM_SKIP = "yoked control", "same updates", "random skip"
+CONTROLS = (YOKED, SAME_UPDATES, RANDOM_SKIP)
+SHOWN = (
+    "rule",
+    "test_accuracy",
+    "best_test_accuracy",
+    "train_accuracy",
+    "over_averaging",
+    "over_yoked",
+    "best_over_yoked",
+    "accepted",
+    "updates",
+)
+"""What is printed of the table of a comparison."""
+ACCURACIES = ("test_accuracy", "best_test_accuracy", "train_accuracy")
+_MEANS = ("accepted", "updates", "distance")
+_OVER = {
+    AVERAGING: "over_averaging",
+    YOKED: "over_yoked",
+    SAME_UPDATES: "over_same_updates",
+    RANDOM_SKIP: "over_random_skip",
+}
+
+
+@final
+@dataclass(frozen=True)
+class Condition:
+    """One point of a study.
+
+    Attributes:
+        data: What it trains on, for people.
+        rule: What it trains with, for people.
+        settings: The settings, with the first seed.
+        place: Where the point lies: (name of the column, its value), e.g. ("noise", 0.4). None
+            holds for all places.
+        controls: Names of the controls that stand beside it.
+    """
+
+    data: str
+    rule: str
+    settings: TrainSettings
+    place: tuple[str, Any] | None = None
+    controls: tuple[str, ...] = ()
+
+    def trials(self, seeds: int) -> list[Trial]:
+        """Give its trials, one a seed."""
+        first = self.settings.seed
+        return [
+            Trial(self._data, self.rule, seed, replace(self.settings, seed=seed))
+            for seed in range(first, first + seeds)
+        ]
+
+    @property
+    def _data(self) -> str:
+        if self.place is None:
+            return self.data
+        name, value = self.place
+        return (
+            f"{self.data}, {name} {value:g}"
+            if isinstance(value, float)
+            else (f"{self.data}, {name} {value}")
+        )
+
+
+def measure_conditions(
+    conditions: Sequence[Condition], seeds: int, root: Path, curves_at: Any = None
+) -> Measured:
+    """Train every condition and its controls, or go on with it.
+
+    Args:
+        conditions: The conditions.
+        seeds: Seeds of each.
+        root: The folder that holds the runs'.
+        curves_at: Keep the curves of this value of the place alone; None keeps all.
+
+    Returns:
+        One run a condition, control and seed: the columns of `ends_of`, with the place's.
+    """
+    import pandas as pd
+
+    owners = [condition for condition in conditions for _ in range(seeds)]
+    trials = [trial for condition in conditions for trial in condition.trials(seeds)]
+    runs = run_trials(trials, root)
+    planned = [
+        (owner, control)
+        for owner, trial, run in zip(owners, trials, runs, strict=True)
+        for control in control_trials(owner.controls, trial, run, root)
+    ]
+    controls = [trial for _, trial in planned]
+    runs += run_trials(controls, root)
+    owners += [owner for owner, _ in planned]
+    trials += controls
+    # Each condition is followed by its controls.
+    order = sorted(range(len(trials)), key=lambda i: conditions.index(owners[i]))
+    owners, trials = [owners[i] for i in order], [trials[i] for i in order]
+    runs = [runs[i] for i in order]
+    ends = ends_of(trials, runs).assign(data=[owner.data for owner in owners])
+    kept = [
+        i
+        for i, owner in enumerate(owners)
+        if curves_at is None or owner.place is None or owner.place[1] == curves_at
+    ]
+    curves = curves_of([trials[i] for i in kept], [runs[i] for i in kept])
+    for name in {owner.place[0]: None for owner in owners if owner.place is not None}:
+        values = [owner.place[1] if owner.place is not None else None for owner in owners]
+        ends.insert(1, name, pd.Series(values, index=ends.index))
+    return Measured(ends, curves, root)
+
+
+def plan_conditions(conditions: Sequence[Condition], seeds: int) -> list[TrainSettings]:
+    """Give the trainings that `measure_conditions` will make.
+
+    Args:
+        conditions: The conditions.
+        seeds: Seeds of each.
+    """
+    return [
+        settings
+        for condition in conditions
+        for settings in plan_of(condition.trials(seeds)) * (1 + len(condition.controls))
+    ]
+
+
+def control_trials(names: Sequence[str], trial: Trial, run: Run, root: Path) -> list[Trial]:
+    """Make the controls of a trial that has run.
+
+    Args:
+        names: Which; of `CONTROLS`.
+        trial: The trial.
+        run: Its run.
+        root: The folder that holds the runs'.
+    """
+    updates, steps = run.summary["updates"], run.summary["steps"]
+    plain = replace(trial.settings, rule="mean", tau=None, rule_options=None)
+    fresh = replace(plain, sampling_seed=trial.seed + FRESH)
+    made = {
+        # A run has at least one update; beside a rule that never stepped that is one too many.
+        SAME_UPDATES: replace(plain, max_updates=max(updates, 1)),
+        RANDOM_SKIP: replace(fresh, skip_rate=1 - updates / steps),
+    }
+    return [
+        yoked_control(trial, root, control_name(YOKED, trial.rule))
+        if name == YOKED
+        else Trial(trial.data, control_name(name, trial.rule), trial.seed, made[name])
+        for name in names
+    ]
+
+
+def control_name(control: str, rule: str) -> str:
+    """Name a control; that of GAF itself needs no more than its kind.
+
+    Args:
+        control: One of `CONTROLS`.
+        rule: The rule that it is a control of.
+    """
+    return control if rule == GAF else f"{control} of {rule}"
+
+
+def compare(runs: pd.DataFrame, place: str | None = None) -> pd.DataFrame:
+    """Average over the seeds, and compare each run with averaging and with its controls.
+
+    Args:
+        runs: From `measure_conditions`.
+        place: The column of the place.
+
+    Returns:
+        One row a condition or control: `data`, the place, `rule`, `seeds`, accuracies with 95%
+        intervals over the seeds; `over_averaging`, `over_yoked`, `over_same_updates` and
+        `over_random_skip`, differences of the test accuracy at the end in points, and
+        `best_over_averaging` and `best_over_yoked`, those at the best checkpoint by validation,
+        paired by seed, with intervals; means of `accepted`, `updates` and `distance`.
+    """
+    import pandas as pd
+
+    keys = ["data", *([place] if place else []), "rule"]
+    rows = []
+    for key, group in runs.groupby(keys, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"seeds": len(group)}
+        for column in ACCURACIES:
+            row |= interval_columns(column, group[column].tolist())
+        for other, name in _OVER.items():
+            row |= _difference(name, runs, row, other, place, "test_accuracy")
+        for other in (AVERAGING, YOKED):
+            name = f"best_{_OVER[other]}"
+            row |= _difference(name, runs, row, other, place, "best_test_accuracy")
+        rows.append(row | {column: group[column].mean() for column in _MEANS})
+    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+
+
+def points(row: Mapping[Any, Any], name: str) -> str:
+    """Write a difference in points with its interval, e.g. `+2.1 [-0.3, 4.5]`.
+
+    Args:
+        row: A row of the table.
+        name: The column of the mean.
+    """
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+
+
+def interval_columns(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Give a mean over seeds and its interval as columns of a table.
+
+    Args:
+        name: The column of the mean.
+        values: One a seed; none gives NaN.
+    """
+    nan = math.nan
+    if not values:
+        return {name: nan, f"{name}_low": nan, f"{name}_high": nan}
+    interval = mean_interval(values)
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _difference(
+    name: str, runs: pd.DataFrame, row: dict[str, Any], other: str, place: str | None, column: str
+) -> dict[str, float]:
+    """Compare a condition with averaging or one of its controls, seed by seed, in points."""
+    same = runs[runs["data"] == row["data"]]
+    if place:
+        same = same[(same[place] == row[place]) | same[place].isna()]
+    rule = row["rule"]
+    wanted = other if other == AVERAGING else control_name(other, rule)
+    own = same[same["rule"] == rule].set_index("seed")[column]
+    theirs = same[same["rule"] == wanted].set_index("seed")[column]
+    if rule == wanted or theirs.empty:
+        return interval_columns(name, [])
+    return interval_columns(name, (100 * (own - theirs)).dropna().tolist())
