@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from gafscope.analyses import ANALYSES, Analysis, get_analysis
 from gafscope.analyses.planning import estimate
-from gafscope.cli.output import print_table, print_text
+from gafscope.cli import recipe
+from gafscope.cli.output import format_table, print_table, print_text
 from gafscope.cli.settings import read_settings, take
 from gafscope.cli.study import conclude, keep, write_conclusion
 from gafscope.errors import UserError
+from gafscope.report.study import StudyPage, write_index, write_study
 from gafscope.trainer import TrainSettings
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ _ALSO = (
     "--dry-run tells how many steps, hours and megabytes it will be, and starts nothing. "
     "--redraw FOLDER makes table and figures again from what was measured there."
 )
+_INDEX = Path("runs/analyses.html")
 _USAGE = """\
 usage: python -m gafscope analyses [NAME | --all] [settings of the analysis]
 
 Without a name, list the analyses. With one, run it: the same as `python -m gafscope NAME`.
---all runs every analysis in turn; one that was interrupted goes on where it stopped.
+--all runs every analysis in turn; one that was interrupted goes on where it stopped. At the end
+runs/analyses.html links the pages of all.
 With --dry-run nothing is run: steps, hours and megabytes are told."""
 
 
@@ -46,9 +50,7 @@ def list_or_run(arguments: Sequence[str]) -> None:
         return
     first, rest = arguments[0], arguments[1:]
     if first == "--all":
-        for name in ANALYSES:
-            print(f"\n== {name} ==")
-            run_analysis(get_analysis(name), rest)
+        _run_all(rest)
         return
     if first.startswith("-"):
         raise UserError(
@@ -58,12 +60,26 @@ def list_or_run(arguments: Sequence[str]) -> None:
     run_analysis(get_analysis(first), rest)
 
 
-def run_analysis(analysis: Analysis, arguments: Sequence[str]) -> None:
-    """Run an analysis, print its table and verdict, and write table, verdict and figures.
+def _run_all(arguments: Sequence[str]) -> None:
+    pages = []
+    for name, analysis in ANALYSES.items():
+        print(f"\n== {name} ==")
+        pages.append(run_analysis(analysis, arguments))
+    written = [page for page in pages if page is not None]
+    if written:
+        write_index(written, _INDEX)
+        print(f"\nAll of them on one page: {_INDEX}")
+
+
+def run_analysis(analysis: Analysis, arguments: Sequence[str]) -> StudyPage | None:
+    """Run an analysis, print its table and verdict, and write table, verdict, figures and page.
 
     Args:
         analysis: The analysis.
         arguments: Its settings, as on the command line.
+
+    Returns:
+        Its page; nothing after a dry run.
 
     Raises:
         UserError: If a setting is wrong or something cannot be written.
@@ -75,31 +91,43 @@ def run_analysis(analysis: Analysis, arguments: Sequence[str]) -> None:
                 f"--redraw takes the settings from the folder's recipe, so '{rest[0]}' has no "
                 "place beside it; leave it out."
             )
-        _show(analysis, Path(folder))
-        return
+        return _show(analysis, Path(folder))
     dry = "--dry-run" in rest
     rest = [word for word in rest if word != "--dry-run"]
     settings = read_settings(analysis.name, analysis.presets, rest, _ALSO)
     if dry:
         _tell_plan(analysis.plan(settings))
-        return
+        return None
     measured = analysis.measure(settings)
     keep(analysis, settings, measured)
-    _show(analysis, measured.folder)
+    return _show(analysis, measured.folder)
 
 
-def _show(analysis: Analysis, folder: Path) -> None:
+def _show(analysis: Analysis, folder: Path) -> StudyPage:
     """Print and write what follows from the measurements in a folder."""
     result = conclude(analysis, folder)
     written = write_conclusion(analysis, result)
+    tables = {}
     for data, part in result.table.groupby("data", sort=False):
         print(f"\n{data}")
         shown = part[_with_ends(part, result.shown)] if result.shown else part.drop(columns="data")
-        print_table(shown.dropna(axis="columns", how="all"))
+        tables[str(data)] = shown = shown.dropna(axis="columns", how="all")
+        print_table(shown)
     print_text(result.verdict)
     print_text("Intervals are 95% over seeds. Runs, table and figures:")
-    for path in written:
+    page = StudyPage(
+        analysis.name,
+        analysis.question,
+        result.verdict,
+        {data: format_table(table) for data, table in tables.items()},
+        [path for path in written if path.suffix == ".png"],
+        (folder / recipe.NAME).read_text(encoding="utf-8"),
+        folder / "report.html",
+    )
+    write_study(page)
+    for path in [*written, page.path]:
         print(f"  {path}")
+    return page
 
 
 def _with_ends(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:

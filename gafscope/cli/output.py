@@ -13,6 +13,10 @@ import pandas as pd
 from gafscope.errors import UserError
 
 
+# Columns of differences in points.
+_POINTS = ("over_averaging", "over_yoked", "over_same_updates", "over_random_skip", "over_control")
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and those above it.
 
@@ -77,12 +81,17 @@ def _is_share(column: str) -> bool:
     return column.endswith("accuracy") or column == "accepted"
 
 
+def _is_points(column: str) -> bool:
+    return column.endswith(_POINTS)
+
+
 def _cell(column: str, value: Any, low: float, high: float) -> str:
     if not isinstance(value, float):
         return str(value)
     if math.isnan(value):
         return "-"
     factor, digits = (100, 1) if _is_share(column) else (1, 1 if abs(value) >= 10 else 3)
+    digits = 1 if _is_points(column) else digits
     text = f"{factor * value:.{digits}f}"
     if math.isnan(low):
         return text

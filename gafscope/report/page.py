@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +22,11 @@ from gafscope.report.comparison import (
 from gafscope.report.facts import LISTS, Facts, gather, readable
 from gafscope.report.matrices import layer_distances, read_matrices
 from gafscope.report.tables import clip, layer_table, numbers, pairs, step_table
+from gafscope.report.templating import environment, source
 from gafscope.report.verdict import judge
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 MOST_RUNS = 12
@@ -98,15 +96,15 @@ def _render(runs: Sequence[Run]) -> str:
         _section(name, run, facts[name], f"r{place}", 1 / len(runs))
         for place, (name, run) in enumerate(named.items())
     ]
-    script = _source("script.js")
+    script = source("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     title = f"Run {next(iter(named))}" if len(runs) == 1 else f"Comparison of {len(runs)} runs"
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=title,
-            style=_source("style.css"),
+            style=source("style.css"),
             script=script,
             script_hash=f"sha256-{digest}",
             colours=distance_colours(_COLOURS),
@@ -217,23 +215,3 @@ def _svg(figure: Figure, name: str, label: str) -> Any:
     from markupsafe import Markup
 
     return Markup(inline_svg(figure, name, label))
-
-
-def _source(name: str) -> Any:
-    from markupsafe import Markup
-
-    text = files("gafscope.report").joinpath("templates", name).read_text(encoding="utf-8")
-    return Markup(text)
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("gafscope.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -56,7 +56,7 @@ def test_white_noise_pair(demo):
 def test_files_are_where_the_text_says(demo):
     folder, _, text = demo
     paths = re.findall(r"^  (\S+)$", text, re.MULTILINE)
-    assert len(paths) == 6
+    assert len(paths) == 7
     for path in paths:
         assert path.startswith(str(folder))
         assert pd.io.common.file_exists(path)

@@ -108,3 +108,36 @@ def test_the_plan_is_what_is_trained(study):
     trained = len([path for path in study.iterdir() if (path / "config.yaml").exists()])
     assert trained == 8
     assert len(pd.read_csv(study / "runs.csv")) == 8
+
+
+def test_the_page_of_an_analysis_is_one_file(study):
+    page = (study / "report.html").read_text()
+    assert "What was found" in page
+    assert "data:image/png;base64," in page
+    assert "memorises" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "noise_samples: 60" in page
+
+
+def test_one_page_links_all(tmp_path, capsys, monkeypatch):
+    from gafscope.analyses import ANALYSES
+    from gafscope.cli import analyses
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(analyses, "ANALYSES", {"white-noise": ANALYSES["white-noise"]})
+    assert main(["analyses", "--all", *WORDS, "--no-progress"]) == 0
+    assert "All of them on one page: runs/analyses.html" in capsys.readouterr().out
+    index = (tmp_path / "runs" / "analyses.html").read_text()
+    assert 'href="white-noise/report.html"' in index
+    assert (tmp_path / "runs" / "white-noise" / "report.html").exists()
+
+
+def test_all_dry_runs_without_a_page(tmp_path, capsys, monkeypatch):
+    from gafscope.analyses import ANALYSES
+    from gafscope.cli import analyses
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(analyses, "ANALYSES", {"white-noise": ANALYSES["white-noise"]})
+    assert main(["analyses", "--all", "--dry-run"]) == 0
+    assert "12 trainings" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
