@@ -55,6 +55,7 @@ from gafscope.trainer import Trainer, TrainSettings, train
 if TYPE_CHECKING:
     from gafscope.analyses.diagnose import diagnose
     from gafscope.analyses.diagnosis import Diagnosis
+    from gafscope.distributed.distribute import distribute
 
 __version__ = "0.1.0"
 
@@ -104,6 +105,7 @@ __all__ = [
     "cosine_distance",
     "data",
     "diagnose",
+    "distribute",
     "from_torchjd",
     "gramian",
     "load_run",
@@ -125,4 +127,8 @@ def __getattr__(name: str) -> Any:
         from gafscope.analyses import diagnose, diagnosis
 
         return diagnosis.Diagnosis if name == "Diagnosis" else diagnose.diagnose
+    if name == "distribute":  # and this one FSDP
+        from gafscope.distributed.distribute import distribute
+
+        return distribute
     raise AttributeError(f"module 'gafscope' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from gafscope.aggregation.calibrated import CalibratedGAF
 from gafscope.aggregation.check import check_decision
 from gafscope.aggregation.clique import CliqueGAF
 from gafscope.aggregation.coordinate_median import CoordinateMedian
+from gafscope.aggregation.coordinatewise import coordinates_decision
 from gafscope.aggregation.decision import Decision, Weighting
 from gafscope.aggregation.direction_gate import DirectionGate
 from gafscope.aggregation.ema_gate import EMAGate
@@ -23,10 +24,13 @@ from gafscope.aggregation.halving import HalvingGAF
 from gafscope.aggregation.kinds import (
     Aggregate,
     Calibrating,
+    Coordinatewise,
     Observing,
     Recording,
     RowRule,
     Rule,
+    Scoped,
+    ScopedDecision,
     Stateful,
 )
 from gafscope.aggregation.kmeans import KMeansDirections
@@ -58,6 +62,7 @@ __all__ = [
     "Calibrating",
     "CliqueGAF",
     "CoordinateMedian",
+    "Coordinatewise",
     "Decision",
     "DirectionGate",
     "EMAGate",
@@ -81,6 +86,8 @@ __all__ = [
     "RowRule",
     "Rule",
     "SANDMask",
+    "Scoped",
+    "ScopedDecision",
     "Sequential",
     "SignAgreement",
     "SoftGAF",
@@ -93,6 +100,7 @@ __all__ = [
     "aggregate",
     "build_rule",
     "check_decision",
+    "coordinates_decision",
     "from_torchjd",
     "per_sample_step",
     "rows_needed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import final
@@ -9,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gafscope.aggregation.grouped import aggregate_groups, check_scoped
-from gafscope.aggregation.kinds import Aggregate, Rule
+from gafscope.aggregation.grouped import aggregate_scoped, check_scoped, decide_groups
+from gafscope.aggregation.kinds import Aggregate, Rule, ScopedDecision
 from gafscope.errors import UserError
 from gafscope.gradients import GradientRows, Gramian
 
@@ -59,23 +60,31 @@ class ByBucket:
             gramian: Their inner products, with those of each layer.
 
         Returns:
-            As `aggregate_groups`, one group a bucket.
+            As `decide` decides, one group a bucket.
         """
-        return aggregate_groups(self.rule, rows, gramian, self._buckets(rows))
+        return aggregate_scoped(self, rows, gramian)
 
-    def _buckets(self, rows: GradientRows) -> list[list[str]]:
+    def decide(self, gramian: Gramian, parameters: Mapping[str, Tensor], /) -> ScopedDecision:
+        """Decide for each bucket.
+
+        Args:
+            gramian: Inner products, with those of each layer.
+            parameters: Tensors of the parameters' shapes and types by name, in their order.
+
+        Returns:
+            As `decide_groups`, one group a bucket.
+        """
+        return decide_groups(self.rule, gramian, parameters, self._buckets(parameters))
+
+    def _buckets(self, parameters: Mapping[str, Tensor]) -> list[list[str]]:
         buckets: list[list[str]] = []
         filling: dict[tuple[torch.dtype, torch.device], list[str]] = {}
-        for name, values in reversed(list(rows.named.items())):
-            kind = (values.dtype, values.device)
+        for name, tensor in reversed(list(parameters.items())):
+            kind = (tensor.dtype, tensor.device)
             if kind not in filling:
                 filling[kind] = []
                 buckets.append(filling[kind])
             filling[kind].append(name)
-            if sum(_bytes(rows.named[other]) for other in filling[kind]) >= self.bytes:
+            if sum(parameters[other].nbytes for other in filling[kind]) >= self.bytes:
                 del filling[kind]
         return buckets
-
-
-def _bytes(values: Tensor) -> int:
-    return values[0].numel() * values.element_size()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from gafscope.aggregation.grouped import aggregate_groups, check_scoped
-from gafscope.aggregation.kinds import Aggregate, Rule
+from torch import Tensor
+
+from gafscope.aggregation.grouped import aggregate_scoped, check_scoped, decide_groups
+from gafscope.aggregation.kinds import Aggregate, Rule, ScopedDecision
 from gafscope.gradients import GradientRows, Gramian
 
 
@@ -45,6 +48,18 @@ class ByLayer:
             gramian: Their inner products, with those of each layer.
 
         Returns:
-            As `aggregate_groups`, one group a parameter.
+            As `decide` decides, one group a parameter.
         """
-        return aggregate_groups(self.rule, rows, gramian, [[name] for name in rows.named])
+        return aggregate_scoped(self, rows, gramian)
+
+    def decide(self, gramian: Gramian, parameters: Mapping[str, Tensor], /) -> ScopedDecision:
+        """Decide for each parameter.
+
+        Args:
+            gramian: Inner products, with those of each layer.
+            parameters: Tensors of the parameters' shapes by name.
+
+        Returns:
+            As `decide_groups`, one group a parameter.
+        """
+        return decide_groups(self.rule, gramian, parameters, [[name] for name in parameters])

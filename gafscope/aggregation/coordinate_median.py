@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class CoordinateMedian:
         >>> CoordinateMedian().aggregate(rows, rows.gramian()).update["w"]
         tensor([3.])
     """
+
+    coordinatewise: ClassVar[bool] = True
 
     def aggregate(self, rows: GradientRows, gramian: Gramian, /) -> Aggregate:
         """Combine k micro-gradients.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gafscope.aggregation.apply import equal_weights
+from gafscope.aggregation.decision import Decision
 from gafscope.aggregation.kinds import Aggregate
 from gafscope.aggregation.mean import Mean
 from gafscope.geometry import finite_rows
@@ -47,8 +48,18 @@ def combine_coordinates(
             masks.append(mask.sum())
     numbers = sum(values[0].numel() for values in rows.named.values())
     kept = sum(int(count) for count in masks) / max(numbers, 1)
-    decision = equal_weights(Mean()(gramian), finite, kept > 0)
+    decision = coordinates_decision(gramian, kept)
     return Aggregate(update if decision.step else {}, decision, {"kept": kept})
+
+
+def coordinates_decision(gramian: Gramian, kept: float) -> Decision:
+    """Give the decision of a coordinate-wise rule: every finite row takes part.
+
+    Args:
+        gramian: Inner products of the k micro-gradients.
+        kept: Share of the coordinates that were kept; 0 skips the step.
+    """
+    return equal_weights(Mean()(gramian), finite_rows(gramian.matrix), kept > 0)
 
 
 def sign_sum(part: Tensor) -> Tensor:

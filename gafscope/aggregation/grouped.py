@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from gafscope.aggregation.apply import equal_weights, without_rows
 from gafscope.aggregation.check import check_decision
 from gafscope.aggregation.decision import Decision, Weighting
-from gafscope.aggregation.kinds import Aggregate, RowRule, Rule, Stateful
+from gafscope.aggregation.kinds import Aggregate, RowRule, Rule, Scoped, ScopedDecision, Stateful
 from gafscope.errors import UserError
 from gafscope.geometry import finite_rows
 from gafscope.gradients import GradientRows, Gramian
-from gafscope.gradients.types import sum_of_layers
+from gafscope.gradients.types import combine_rows, sum_of_layers
 
 
-def aggregate_groups(
-    rule: Rule, rows: GradientRows, gramian: Gramian, groups: Sequence[Sequence[str]]
-) -> Aggregate:
+def decide_groups(
+    rule: Rule, gramian: Gramian, parameters: Mapping[str, Tensor], groups: Sequence[Sequence[str]]
+) -> ScopedDecision:
     """Let a weighting decide for each group of parameters, on that group's Gramian.
 
     Args:
         rule: A weighting, which `check_scoped` has passed.
-        rows: The k micro-gradients.
-        gramian: Their inner products, with those of each layer.
+        gramian: Inner products of the k micro-gradients, with those of each layer.
+        parameters: Tensors of the parameters' shapes and types by name.
         groups: Parameter names; each parameter in one group.
 
     Returns:
@@ -39,16 +40,15 @@ def aggregate_groups(
     assert isinstance(rule, Weighting), "the scope was checked"
     finite = finite_rows(gramian.matrix)
     visible = without_rows(gramian, ~finite)
-    parts, decisions, sizes = {}, [], []
+    chosen, decisions, sizes = {}, [], []
     for names in groups:
         own = Gramian(sum_of_layers({name: visible.of(name) for name in names}))
         decision = rule(own)
         check_decision(decision, own.matrix, rule)
-        part = replace(rows, named={name: rows.named[name] for name in names})
         if decision.step:
-            parts |= part.combine(decision.weights)
+            chosen |= dict.fromkeys(names, decision.weights)
         decisions.append(decision)
-        sizes.append(sum(values[0].numel() for values in part.named.values()))
+        sizes.append(sum(parameters[name].numel() for name in names))
     accepted = torch.stack([decision.accepted for decision in decisions])
     weights = torch.tensor(sizes, dtype=torch.float64)
     steps = [decision.step for decision in decisions]
@@ -57,8 +57,27 @@ def aggregate_groups(
         "accepted_share": float(weights @ accepted.double().mean(1) / weights.sum()),
         "skipped_share": 1 - sum(steps) / len(steps),
     }
-    update = {name: parts[name] for name in rows.named if name in parts}
-    return Aggregate(update, equal_weights(base, accepted.any(0), any(steps)), scalars)
+    return ScopedDecision(chosen, equal_weights(base, accepted.any(0), any(steps)), scalars)
+
+
+def aggregate_scoped(rule: Scoped, rows: GradientRows, gramian: Gramian) -> Aggregate:
+    """Combine k micro-gradients by the weights of each parameter.
+
+    Args:
+        rule: The rule.
+        rows: The micro-gradients.
+        gramian: Their inner products, with those of each layer.
+
+    Returns:
+        The update, without the parameters of the scopes that are skipped.
+    """
+    result = rule.decide(gramian, {name: values[0] for name, values in rows.named.items()})
+    update = {
+        name: combine_rows(values, result.weights[name])
+        for name, values in rows.named.items()
+        if name in result.weights
+    }
+    return Aggregate(update, result.decision, result.scalars)
 
 
 def check_scoped(rule: Rule, scope: str) -> None:
@@ -83,7 +102,7 @@ def check_scoped(rule: Rule, scope: str) -> None:
         )
 
 
-def _mean_distances(decisions: Sequence[Decision], sizes: Sequence[int]) -> torch.Tensor:
+def _mean_distances(decisions: Sequence[Decision], sizes: Sequence[int]) -> Tensor:
     """Average each row's distances over the groups that visited it; NaN where none did."""
     distances = torch.stack([decision.distances for decision in decisions])
     weights = torch.tensor(sizes, dtype=torch.float64)[:, None] * ~distances.isnan()

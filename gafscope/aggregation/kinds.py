@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
@@ -52,6 +52,51 @@ class RowRule(Protocol):
         Returns:
             The update. A parameter that it leaves out gets no gradient, so that neither momentum
             nor weight decay moves it.
+        """
+        ...
+
+
+@runtime_checkable
+class Coordinatewise(Protocol):
+    """A `RowRule` that combines coordinate by coordinate, so it works on any part of the rows.
+
+    Where ranks hold shards of the rows each one aggregates its own. The update of a shard may be
+    empty; the step is skipped where it is for all of them. Every finite row is accepted.
+    """
+
+    coordinatewise: ClassVar[bool]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ScopedDecision:
+    """What a rule decided for each parameter.
+
+    Attributes:
+        weights: Parameter name -> (k,) weights of the rows; without the parameters of a scope that
+            is skipped.
+        decision: As in `Aggregate`.
+        scalars: As in `Aggregate`.
+    """
+
+    weights: Mapping[str, Tensor]
+    decision: Decision
+    scalars: Mapping[str, float]
+
+
+@runtime_checkable
+class Scoped(Protocol):
+    """A `RowRule` that weighs each parameter's rows by inner products of parameters alone.
+
+    So it works where ranks hold shards of the rows.
+    """
+
+    def decide(self, gramian: Gramian, parameters: Mapping[str, Tensor], /) -> ScopedDecision:
+        """Decide for each parameter.
+
+        Args:
+            gramian: Inner products, with those of each layer, on the CPU.
+            parameters: Tensors of the parameters' shapes and types by name, in their order.
         """
         ...
 

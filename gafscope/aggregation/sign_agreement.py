@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class SignAgreement:
         tensor([2., 0.])
     """
 
+    coordinatewise: ClassVar[bool] = True
     share: float = 1.0
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class TrimmedMean:
         tensor([2.])
     """
 
+    coordinatewise: ClassVar[bool] = True
     trim: int = 1
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ running statistics at each forward; what rejected microbatches did to them is ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -29,16 +29,18 @@ class RunningStatistics:
             for module in model.modules()
             if isinstance(module, _NormBase) and module.running_mean is not None
         ]
-        # The statistics before the first microbatch and after each one.
-        self._states: list[list[Tensor]] = []
+        # The statistics before the first microbatch, and before and after each one.
+        self._start: list[Tensor] = []
+        self._changes: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._in_place = True
 
     def begin(self) -> None:
         """Remember the statistics as they are before the macrobatch."""
-        self._states = [self._copy()]
+        self._start, self._changes, self._in_place = self._copy(), [], True
 
     def restart(self) -> None:
         """Begin a macrobatch where the last microbatch ended, though a forward came since."""
-        self._states = self._states[-1:]
+        self._start, self._changes = self._last(), []
 
     def collect(self, finite: bool) -> None:
         """Remember the statistics after a microbatch's forward and backward.
@@ -48,11 +50,34 @@ class RunningStatistics:
         """
         if not self._layers:
             return
+        last = self._last()
         if finite:
-            self._states.append(self._copy())
+            self._changes.append((last, self._copy()))
         else:
-            self._restore(self._states[-1])
-            self._states.append(self._states[-1])
+            self._restore(last)
+            self._changes.append((last, last))
+
+    def gather(self, collect: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Put the microbatches of all ranks in place of the own ones.
+
+        Every rank's first microbatch began where this rank's did.
+
+        Args:
+            collect: Gives every rank's tensor, in the order of the ranks, for the own one; called
+                if there are statistics at all. Counts and numbers travel as doubles, unchanged.
+        """
+        if not self._layers:
+            return
+        own = [torch.cat([b.double().flatten() for b in after]) for _, after in self._changes]
+        self._changes, self._in_place = [], False
+        for rank_mn in collect(torch.stack(own)):
+            last = self._start
+            for state_n in rank_mn:
+                parts = state_n.split([buffer.numel() for buffer in last])
+                pairs = zip(parts, last, strict=True)
+                after = [part.view(buffer.shape).to(buffer) for part, buffer in pairs]
+                self._changes.append((last, after))
+                last = after
 
     @torch.no_grad()
     def commit(self, microbatches: Sequence[int]) -> None:
@@ -61,11 +86,11 @@ class RunningStatistics:
         Args:
             microbatches: Indices, ascending, in the order of the calls to `collect`.
         """
-        if not self._layers or len(microbatches) == len(self._states) - 1:
+        if not self._layers or (self._in_place and len(microbatches) == len(self._changes)):
             return
-        self._restore(self._states[0])
+        self._restore(self._start)
         for i in microbatches:
-            self._move(self._states[i], self._states[i + 1])
+            self._move(*self._changes[i])
 
     def _move(self, before: list[Tensor], after: list[Tensor]) -> None:
         """Apply the change that one microbatch made from `before` to `after`.
@@ -87,6 +112,9 @@ class RunningStatistics:
             torch._foreach_copy_(now[j::3], moved)
         for count, old, new in zip(now[2::3], before[2::3], after[2::3], strict=True):
             count += new - old
+
+    def _last(self) -> list[Tensor]:
+        return self._changes[-1][1] if self._changes else self._start
 
     def _buffers(self) -> list[Tensor]:
         return [

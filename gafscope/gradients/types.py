@@ -183,8 +183,7 @@ class GradientRows:
                 f"combine takes one weight a row, shape ({self.k},), "
                 f"but these have shape {tuple(weights.shape)}."
             )
-        kept = {i: weight for i, weight in enumerate(weights.tolist()) if weight != 0}
-        return {name: _weighted_sum(rows, kept) for name, rows in self.named.items()}
+        return {name: combine_rows(rows, weights) for name, rows in self.named.items()}
 
     def __repr__(self) -> str:
         return (
@@ -235,11 +234,21 @@ def sum_of_layers(matrices: Mapping[str, Tensor]) -> Float64[Tensor, "k k"]:
     return total
 
 
-def _weighted_sum(rows: Tensor, weights: Mapping[int, float]) -> Tensor:
+def combine_rows(rows: Float[Tensor, "k ..."], weights: Float[Tensor, " k"]) -> Float[Tensor, ...]:
+    """Add one parameter's rows up; a row of weight 0 is left out.
+
+    Args:
+        rows: (k, *shape).
+        weights: (k,).
+
+    Returns:
+        (*shape), of the rows' type; half-precision rows are added up in float32.
+    """
     half = rows.dtype in (torch.bfloat16, torch.float16)
     total = torch.zeros_like(rows[0], dtype=torch.float32 if half else None)
-    for i, weight in weights.items():
-        total.add_(rows[i], alpha=weight)
+    for i, weight in enumerate(weights.tolist()):
+        if weight != 0:
+            total.add_(rows[i], alpha=weight)
     return total.to(rows.dtype)
 
 

@@ -21,7 +21,7 @@ from gafscope.instruments.listener import Listener, Record
 from gafscope.instruments.log import Log
 from gafscope.instruments.macrobatch import Macrobatch, Outcome
 from gafscope.instruments.memory import Rows
-from gafscope.instruments.overriding import Override
+from gafscope.distributed.overriding import Override
 from gafscope.instruments.row import scalar_row
 from gafscope.instruments.settings import Settings
 from gafscope.instruments.split import SplitRows
