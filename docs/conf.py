@@ -20,6 +20,8 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+# Single backticks in docstrings are code.
+default_role = "code"
 html_title = "gafscope"
 
 # Shapes in annotations, such as Float64[Tensor, "k k"], read better where they are described.

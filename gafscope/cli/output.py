@@ -12,7 +12,6 @@ import pandas as pd
 
 from gafscope.errors import UserError
 
-
 # Columns of differences in points.
 _POINTS = ("over_averaging", "over_yoked", "over_same_updates", "over_random_skip", "over_control")
 

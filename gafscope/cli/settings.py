@@ -42,7 +42,7 @@ def read_settings(
     settings = presets[name]
     # The file's values become flags before the user's own, so that both are checked alike and
     # the command line wins.
-    flags = [] if config is None else _as_flags(_read_yaml(Path(config)), settings, config)
+    flags = [] if config is None else _as_flags(read_yaml(Path(config)), settings, config)
     return tyro.cli(
         type(settings),
         prog=f"python -m gafscope {command}",
@@ -75,7 +75,18 @@ def take(flag: str, arguments: list[str]) -> tuple[list[str], str | None]:
     return arguments, None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of settings.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Key -> value; nothing for an empty file.
+
+    Raises:
+        UserError: If it cannot be read, is no YAML, or holds something else than a mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
