@@ -10,6 +10,7 @@ from gafscope.analyses.cost_peers import missing_peers
 from gafscope.analyses.engine_cost import EngineCostSettings, measure_engine_cost
 from gafscope.analyses.growth_cost import GrowthCostSettings, growth_slopes, measure_growth_cost
 from gafscope.analyses.parts_cost import PartsCostSettings, measure_parts_cost
+from gafscope.analyses.ranks_study import RanksCostSettings, check_ranks, predict_ranks
 from gafscope.analyses.rules_cost import RulesCostSettings, measure_rules_cost, target_sentence
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
 from gafscope.analyses.watch_cost import WatchCostSettings, measure_watch_cost
@@ -17,7 +18,7 @@ from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
 from gafscope.errors import unknown_name
 from gafscope.plots import save_figure
-from gafscope.plots.costs import plot_engine_cost, plot_growth_cost
+from gafscope.plots.costs import plot_engine_cost, plot_growth_cost, plot_ranks_cost
 from gafscope.records import atomic_write
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run_cost(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: What follows `cost`; `--what engines`, the default, `growth`, `parts`,
-            `rules`, `step` or `watch` is what is measured.
+            `ranks`, `rules`, `step` or `watch` is what is measured.
 
     Raises:
         UserError: If a setting is wrong.
@@ -111,6 +112,29 @@ def _run_parts(settings: PartsCostSettings) -> None:
     print(f"\nTable: {path}")
 
 
+def _run_ranks(settings: RanksCostSettings) -> None:
+    predicted = predict_ranks(settings)
+    folder = Path(settings.output)
+    _write(predicted, folder / "ranks.csv")
+    written = [folder / "ranks.csv", *_save(plot_ranks_cost(predicted), folder / "ranks.csv")]
+    for (kind, numbers), part in predicted.groupby(["kind", "numbers"], sort=False):
+        print(f"\n{kind}, {numbers:.3g} numbers (predicted)")
+        print_table(part.drop(columns=["kind", "numbers"]))
+    measured = check_ranks(settings)
+    if len(measured):
+        _write(measured, folder / "ranks-measured.csv")
+        written.append(folder / "ranks-measured.csv")
+        print(f"\n{settings.model} with DDP on this machine's loopback (measured)")
+        print_table(measured)
+    print_text(
+        "Bytes are what a rank sends a step; seconds what the backward does not hide; a step's "
+        "ratio is to plain DDP or FSDP2 with forward and backward. 'group' ranks are averaged "
+        "before they are compared. Memory is beyond plain; measured and predicted ratios of "
+        "memory are in units of the model's numbers in float32."
+    )
+    _print_paths(written)
+
+
 def _run_rules(settings: RulesCostSettings) -> None:
     table = measure_rules_cost(settings)
     path = _path(settings.output, "rules", settings.device)
@@ -163,6 +187,7 @@ _RUNS: Mapping[str, tuple[Any, Callable[[Any], None]]] = {
     "engines": (EngineCostSettings(), _run_engines),
     "growth": (GrowthCostSettings(), _run_growth),
     "parts": (PartsCostSettings(), _run_parts),
+    "ranks": (RanksCostSettings(), _run_ranks),
     "rules": (RulesCostSettings(), _run_rules),
     "step": (StepCostSettings(), _run_step),
     "watch": (WatchCostSettings(), _run_watch),

@@ -102,6 +102,44 @@ def plot_growth_cost(table: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Fig
     return {"growth": figure}
 
 
+def plot_ranks_cost(table: pd.DataFrame) -> dict[str, Figure]:
+    """Draw what agreement is predicted to cost by the number of ranks.
+
+    Args:
+        table: One row a kind, size, number of ranks and group size.
+
+    Returns:
+        Figure name -> figure.
+    """
+    kinds = list(dict.fromkeys(table["kind"]))
+    sizes = list(dict.fromkeys(table["numbers"]))
+    panels = (("bytes_ratio", "bytes a rank sends, over plain"), ("step_ratio", "step, over plain"))
+    with theme():
+        figure = new_figure(5.2 * len(kinds), 7)
+        grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+        styles = rule_style(f"{size:.3g} numbers" for size in sizes)
+        for row, (column, label) in zip(grid, panels, strict=True):
+            for axes, kind in zip(row, kinds, strict=True):
+                for size, (name, style) in zip(sizes, styles.items(), strict=True):
+                    part = table[(table["kind"] == kind) & (table["numbers"] == size)]
+                    whole = part[part["group"] == 1]
+                    axes.plot(whole["ranks"], whole[column], marker="o", ms=4, label=name, **style)
+                    grouped = part[part["group"] > 1]
+                    look = {"color": style["color"], "marker": "D", "mfc": "white", "ls": ":"}
+                    label_of = f"{name}, groups averaged" if len(grouped) else "_nolegend_"
+                    axes.plot(grouped["ranks"], grouped[column], label=label_of, **look)
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter("{x:,.0f}")
+            row[0].set_ylabel(label)
+            log_axis(row[0], "y")
+        for axes, kind in zip(grid[0], kinds, strict=True):
+            axes.set_title(kind)
+        for axes in grid[-1]:
+            axes.set_xlabel("ranks")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return {"ranks": figure}
+
+
 def _samples_figure(single: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(single["model"]))
     rows = [row for row in _ROWS if len(single[single["base"] == row[0]][row[1]].dropna())]
