@@ -117,7 +117,7 @@ def plot_ranks_cost(table: pd.DataFrame) -> dict[str, Figure]:
     with theme():
         figure = new_figure(5.2 * len(kinds), 7)
         grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
-        styles = rule_style(f"{size:.3g} numbers" for size in sizes)
+        styles = rule_style(f"{size / 1e6:,.0f} million numbers" for size in sizes)
         for row, (column, label) in zip(grid, panels, strict=True):
             for axes, kind in zip(row, kinds, strict=True):
                 for size, (name, style) in zip(sizes, styles.items(), strict=True):
