@@ -9,7 +9,7 @@ microbatches, skipping the same share of the updates at random.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -25,8 +25,10 @@ from gafscope.analyses.trials import (
     run_trials,
     yoked_control,
 )
+from gafscope.errors import UserError
 from gafscope.records import Run
 from gafscope.trainer import TrainSettings
+from gafscope.trainer.options import make_rule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +52,8 @@ SHOWN = (
 """What is printed of the table of a comparison."""
 ACCURACIES = ("test_accuracy", "best_test_accuracy", "train_accuracy")
 _MEANS = ("accepted", "updates", "distance")
+# A study has many runs, so each keeps few points.
+_POINTS = 100
 _OVER = {
     AVERAGING: "over_averaging",
     YOKED: "over_yoked",
@@ -91,15 +95,15 @@ class Condition:
         if self.place is None:
             return self.data
         name, value = self.place
-        return (
-            f"{self.data}, {name} {value:g}"
-            if isinstance(value, float)
-            else (f"{self.data}, {name} {value}")
-        )
+        return f"{self.data}, {name} {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def measure_conditions(
-    conditions: Sequence[Condition], seeds: int, root: Path, curves_at: Any = None
+    conditions: Sequence[Condition],
+    seeds: int,
+    root: Path,
+    curves_at: Any = None,
+    more: Callable[[Run], Mapping[str, Any]] | None = None,
 ) -> Measured:
     """Train every condition and its controls, or go on with it.
 
@@ -108,12 +112,17 @@ def measure_conditions(
         seeds: Seeds of each.
         root: The folder that holds the runs'.
         curves_at: Keep the curves of this value of the place alone; None keeps all.
+        more: A run -> further columns of its row.
 
     Returns:
         One run a condition, control and seed: the columns of `ends_of`, with the place's.
+
+    Raises:
+        UserError: If there are no seeds, or a rule refuses its settings; nothing is trained then.
     """
     import pandas as pd
 
+    check_conditions(conditions, seeds)
     owners = [condition for condition in conditions for _ in range(seeds)]
     trials = [trial for condition in conditions for trial in condition.trials(seeds)]
     runs = run_trials(trials, root)
@@ -136,11 +145,30 @@ def measure_conditions(
         for i, owner in enumerate(owners)
         if curves_at is None or owner.place is None or owner.place[1] == curves_at
     ]
-    curves = curves_of([trials[i] for i in kept], [runs[i] for i in kept])
+    curves = curves_of([trials[i] for i in kept], [runs[i] for i in kept], _POINTS)
+    if more is not None:
+        extra = pd.DataFrame([dict(more(run)) for run in runs], index=ends.index)
+        ends = ends.assign(**{str(name): extra[name] for name in extra})
     for name in {owner.place[0]: None for owner in owners if owner.place is not None}:
         values = [owner.place[1] if owner.place is not None else None for owner in owners]
         ends.insert(1, name, pd.Series(values, index=ends.index))
     return Measured(ends, curves, root)
+
+
+def check_conditions(conditions: Sequence[Condition], seeds: int) -> None:
+    """Refuse what no training would take, before the first one starts.
+
+    Args:
+        conditions: The conditions.
+        seeds: Seeds of each.
+
+    Raises:
+        UserError: If there are no seeds, or a rule refuses its settings.
+    """
+    if seeds < 1:
+        raise UserError(f"seeds must be at least 1, but is {seeds}; raise it.")
+    for condition in conditions:
+        make_rule(condition.settings)
 
 
 def plan_conditions(conditions: Sequence[Condition], seeds: int) -> list[TrainSettings]:
@@ -192,12 +220,15 @@ def control_name(control: str, rule: str) -> str:
     return control if rule == GAF else f"{control} of {rule}"
 
 
-def compare(runs: pd.DataFrame, place: str | None = None) -> pd.DataFrame:
+def compare(
+    runs: pd.DataFrame, place: str | None = None, means: Sequence[str] = ()
+) -> pd.DataFrame:
     """Average over the seeds, and compare each run with averaging and with its controls.
 
     Args:
         runs: From `measure_conditions`.
         place: The column of the place.
+        means: Further columns to average.
 
     Returns:
         One row a condition or control: `data`, the place, `rule`, `seeds`, accuracies with 95%
@@ -219,7 +250,7 @@ def compare(runs: pd.DataFrame, place: str | None = None) -> pd.DataFrame:
         for other in (AVERAGING, YOKED):
             name = f"best_{_OVER[other]}"
             row |= _difference(name, runs, row, other, place, "best_test_accuracy")
-        rows.append(row | {column: group[column].mean() for column in _MEANS})
+        rows.append(row | {column: group[column].mean() for column in (*_MEANS, *means)})
     return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
 
@@ -230,8 +261,9 @@ def points(row: Mapping[Any, Any], name: str) -> str:
         row: A row of the table.
         name: The column of the mean.
     """
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+    # Adding 0 makes a rounded -0.0 a plain 0.
+    mean, low, high = (round(row[f"{name}{end}"], 1) + 0.0 for end in ("", "_low", "_high"))
+    return f"{mean:+.1f}" + ("" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]")
 
 
 def interval_columns(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from gafscope.analyses.conditions import (
     plan_conditions,
     points,
 )
+from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import parse_rules
@@ -114,6 +115,7 @@ def conclude(settings: NoiseSweepSettings, runs: pd.DataFrame, curves: pd.DataFr
 
 
 def _conditions(settings: NoiseSweepSettings) -> list[Condition]:
+    check_validated(settings.train)
     for noise in settings.noises:
         if not 0 <= noise < 1:
             raise UserError(f"noises must lie in [0, 1), but {noise:g} is among them.")
@@ -144,19 +146,7 @@ def _verdict(table: pd.DataFrame) -> str:
         f"{points(row, 'over_yoked')} over its yoked control."
         for row in filtering.to_dict("records")
     ]
-    above, over = (
-        int((filtering[f"{name}_low"] > 0).sum()) for name in ("over_averaging", "over_yoked")
-    )
-    below = int((filtering["over_yoked_high"] < 0).sum())
-    rivals = table[table["rule"].isin([AVERAGING, YOKED, SLOWER])]
-    best = rivals.groupby(PLACE)["best_test_accuracy"].max()
-    behind = sum(row["test_accuracy"] < best[row[PLACE]] for row in filtering.to_dict("records"))
-    sentences.append(
-        f"Of {len(filtering)} comparisons filtering is above averaging in {above}, above its yoked "
-        f"control in {over} and below it in {below}. In {behind} the best checkpoint by validation "
-        "of averaging, of its smaller learning rate or of the control is better than filtering's "
-        "end."
-    )
+    sentences += [tally(table), behind_best_checkpoint(table, PLACE, (AVERAGING, SLOWER, YOKED))]
     return " ".join(sentences)
 
 
@@ -164,7 +154,7 @@ NOISE_SWEEP = Analysis(
     name="noise-sweep",
     question="What does GAF gain as more labels are wrong, over averaging and controls? (Fig. 6)",
     presets={
-        "quick": NoiseSweepSettings(),
+        "quick": NoiseSweepSettings(train=noisy_digits(steps=1000)),
         "cifar": NoiseSweepSettings(
             noises=(0.4,),
             rules=(

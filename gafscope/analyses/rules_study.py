@@ -107,7 +107,10 @@ def measure(settings: RulesSettings) -> Measured:
         ends.append(_ends(part, part_runs, beside))
         trials += [*part, *distinct.values()]
         runs += [*part_runs, *found.values()]
-    return Measured(pd.concat(ends, ignore_index=True), curves_of(trials, runs), root)
+    curves = curves_of(trials, runs)
+    # The figure shows validations alone; the first step tells what was trained on without any.
+    drawn = curves["validation_accuracy"].notna() | (curves["step"] == 0)
+    return Measured(pd.concat(ends, ignore_index=True), curves[drawn], root)
 
 
 def conclude(settings: RulesSettings, runs: pd.DataFrame, curves: pd.DataFrame) -> Conclusion:

@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gafscope.analyses.sample_scores import ALL_SCORES, score_samples
 from gafscope.analyses.separation import auroc
 from gafscope.analyses.trials import Trial
+from gafscope.data import Split
 from gafscope.errors import UserError
 from gafscope.gradients import microbatch_gradients
 from gafscope.metrics import table
@@ -27,10 +29,24 @@ if TYPE_CHECKING:
 METRIC, SCORE = "metric", "score"
 
 
+class StageMeasure(Protocol):
+    """What is measured at a stage; a frozen dataclass, whose fields are kept beside the results."""
+
+    def __call__(self, job: Job, step: int, seed: int, /) -> pd.DataFrame:
+        """Measure a network, which must be left as it was.
+
+        Args:
+            job: The network, its data and its loss; BatchNorm and dropout as in training.
+            step: Steps made.
+            seed: The trial's seed.
+        """
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured at a stage.
+    """Measure all metrics and all scores of single samples.
 
     Attributes:
         rows: k, microbatches whose gradients the metrics look at.
@@ -52,6 +68,28 @@ class Measuring:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{name} must be at least {least}, but is {value}; raise it.")
+
+    def __call__(self, job: Job, step: int, seed: int, /) -> pd.DataFrame:
+        """Give `kind` ("metric" or "score"), `name`, `value`, `low` and `high`.
+
+        The value of a score is its AUROC for flipped labels.
+        """
+        import pandas as pd
+
+        model, loss, train = job.trainer.model, job.trainer.loss, job.dataset.train
+        batch = train.batch(draw_rows(train, self.rows, self.row_size, seed))
+        rows = microbatch_gradients(model, loss, batch, microbatches=self.rows, seed=seed)
+        found = table(rows, microbatch_size=self.row_size).rename(columns={"metric": "name"})
+        parts = [found[["name", "value", "low", "high"]].assign(kind=METRIC)]
+        if 0 < int(train.flipped.sum()) < len(train):
+            scores = score_samples(
+                model, loss, train.batch(), train.true_targets, samples=self.samples, seed=seed
+            )
+            found = [(name, auroc(scores[name], scores["flipped"])) for name in ALL_SCORES]
+            lines = [(name, area.value, area.low, area.high) for name, area in found]
+            columns = ["name", "value", "low", "high"]
+            parts.append(pd.DataFrame(lines, columns=columns).assign(kind=SCORE))
+        return pd.concat(parts, ignore_index=True)
 
 
 def stage_steps(steps: int, stages: int) -> list[int]:
@@ -77,7 +115,7 @@ def stage_steps(steps: int, stages: int) -> list[int]:
 
 
 def measure_stages(
-    trial: Trial, measuring: Measuring, stages: list[int], root: Path
+    trial: Trial, measuring: StageMeasure, stages: list[int], root: Path
 ) -> Iterator[pd.DataFrame]:
     """Train stage by stage and measure at each; what is in the folder already is read.
 
@@ -88,8 +126,7 @@ def measure_stages(
         root: The study's folder.
 
     Yields:
-        The table of each stage: `kind` ("metric" or "score"), `name`, `value`, `low`, `high`,
-        where the value of a score is its AUROC for flipped labels.
+        What was measured at each stage, with its `step`.
 
     Raises:
         UserError: If the folder holds measurements with other settings, or training fails.
@@ -103,13 +140,39 @@ def measure_stages(
         path = kept / f"step{step:08d}.csv"
         if not path.exists():
             with using_threads(trial.settings.threads):
-                found = _measure(_trained(trial, step, folder), measuring, trial.seed)
+                job = _trained(trial, step, folder)
+                job.trainer.model.train()
+                found = measuring(job, step, trial.seed)
             with atomic_write(path) as file:
                 file.write(found.to_csv(index=False).encode())
         yield pd.read_csv(path).assign(step=step)
 
 
-def _check_settings(path: Path, trial: Trial, measuring: Measuring) -> None:
+def draw_rows(split: Split, rows: int, row_size: int, seed: int) -> Tensor:
+    """Draw disjoint microbatches, the same ones at every stage, which differ by the network alone.
+
+    Args:
+        split: The samples.
+        rows: How many microbatches.
+        row_size: Samples in each.
+        seed: Draws them.
+
+    Returns:
+        (rows * row_size,) indices, microbatch after microbatch.
+
+    Raises:
+        UserError: If there are fewer samples.
+    """
+    needed = rows * row_size
+    if needed > len(split):
+        raise UserError(
+            f"rows x row_size = {rows} x {row_size} = {needed} samples, but there are "
+            f"{len(split)} to train on; lower rows or row_size."
+        )
+    return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:needed]
+
+
+def _check_settings(path: Path, trial: Trial, measuring: StageMeasure) -> None:
     """Keep the settings with the measurements, and refuse to mix those of two."""
     config = {name: value for name, value in run_config(trial.settings).items() if name != "steps"}
     text = json.dumps({"measuring": vars(measuring), "train": config}, indent=2, sort_keys=True)
@@ -137,32 +200,3 @@ def _trained(trial: Trial, step: int, folder: Path) -> Job:
     job = assemble(settings, folder, run_config(settings), f"{trial.rule}, seed {trial.seed}")
     job.fit(step)
     return job
-
-
-def _measure(job: Job, measuring: Measuring, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
-    model, loss, train = job.trainer.model, job.trainer.loss, job.dataset.train
-    needed = measuring.rows * measuring.row_size
-    if needed > len(train):
-        raise UserError(
-            f"rows x row_size = {measuring.rows} x {measuring.row_size} = {needed} samples, but "
-            f"there are {len(train)} to train on; lower rows or row_size."
-        )
-    # The same samples at every stage, so that stages differ by the network alone.
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    model.train()
-    rows = microbatch_gradients(
-        model, loss, train.batch(order[:needed]), microbatches=measuring.rows, seed=seed
-    )
-    found = table(rows, microbatch_size=measuring.row_size).rename(columns={"metric": "name"})
-    parts = [found[["name", "value", "low", "high"]].assign(kind=METRIC)]
-    if 0 < int(train.flipped.sum()) < len(train):
-        scores = score_samples(
-            model, loss, train.batch(), train.true_targets, samples=measuring.samples, seed=seed
-        )
-        found = [(name, auroc(scores[name], scores["flipped"])) for name in ALL_SCORES]
-        lines = [(name, area.value, area.low, area.high) for name, area in found]
-        columns = ["name", "value", "low", "high"]
-        parts.append(pd.DataFrame(lines, columns=columns).assign(kind=SCORE))
-    return pd.concat(parts, ignore_index=True)

@@ -116,19 +116,20 @@ def run_trials(trials: Sequence[Trial], root: Path) -> list[Run]:
     return runs
 
 
-def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
+def curves_of(trials: Sequence[Trial], runs: Sequence[Run], points: int = _POINTS) -> pd.DataFrame:
     """Lay the runs' curves end to end.
 
     Args:
         trials: The trials.
         runs: Their runs.
+        points: About how many steps are kept of a longer run.
 
     Returns:
         One row a trial and step: `data`, `rule`, `seed`, `step`, `train_accuracy`,
         `rolling_distance` and `rolling_accepted` (rolling means over 100 steps), `distance`,
         `accepted` (of 1), `updates` so far, `tau` where the rule has one, and
-        `validation_accuracy` at the steps that have it. Of a long run some 400 evenly spaced
-        steps, and those that were validated.
+        `validation_accuracy` at the steps that have it. Of a long run evenly spaced steps, and
+        those that were validated.
     """
     import pandas as pd
 
@@ -153,7 +154,7 @@ def curves_of(trials: Sequence[Trial], runs: Sequence[Run]) -> pd.DataFrame:
             }
         )
         # More points than the eye can tell apart only make the file large.
-        drawn = part["step"] % max(1, len(part) // _POINTS) == 0
+        drawn = part["step"] % max(1, len(part) // points) == 0
         drawn |= part["validation_accuracy"].notna()
         parts.append(part[drawn])
     return pd.concat(parts, ignore_index=True)

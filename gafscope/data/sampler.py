@@ -15,8 +15,10 @@ from gafscope.data.augment import check_images, crop_and_flip
 from gafscope.data.splits import Split
 from gafscope.errors import UserError, unknown_name
 
-BALANCES = ("iid", "given", "true")
-"""How microbatches may be composed: at random, or balanced by the given or the true labels."""
+BALANCES = ("iid", "given", "true", "single", "first-flipped", "last-flipped")
+"""How microbatches may be composed: at random; balanced by the given or the true labels; of one
+given class each; or of right labels only, but for one microbatch of wrong ones."""
+_FLIPPED_ROW = {"first-flipped": 0, "last-flipped": -1}
 
 
 @final
@@ -26,20 +28,24 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
     Samples are drawn without replacement from a shuffled pool, which is shuffled anew when it
     holds fewer than a macrobatch needs; so no sample occurs twice in a macrobatch. With "iid"
     there is one pool. With "given" and "true" there is one a class, and every microbatch holds
-    exactly u / classes samples of each class.
+    exactly u / classes samples of each class. With "single" every microbatch is drawn from one
+    class by the given labels, the classes of a macrobatch at random and as different as k allows.
+    With "first-flipped" and "last-flipped" one microbatch is drawn from the samples whose label is
+    wrong, the others from the rest: for studies of what the visiting order decides.
 
     Args:
         split: The samples; n of them.
         microbatches: k, at least 1.
         microbatch_size: u, at least 1, in samples.
-        balance: "iid", "given" (balanced by `split.targets`) or "true" (by `split.true_targets`).
-            The classes are 0 up to the largest label of the split.
+        balance: One of `BALANCES`: "given" is balanced by `split.targets`, "true" by
+            `split.true_targets`. The classes are 0 up to the largest label of the split.
         augment: Whether to crop and flip the images, after normalisation.
         seed: Decides the indices and, independently, the augmentation.
 
     Raises:
         UserError: A size below 1, an unknown balance, k * u above n, u not divisible by the number
-            of classes, a class with too few samples, or augmentation of inputs that are no images.
+            of classes, too few samples of a class or of wrong labels, or augmentation of inputs
+            that are no images.
 
     Example:
         >>> labels = torch.arange(12) % 3
@@ -62,9 +68,8 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
     ) -> None:
         _check_sizes(len(split), microbatches, microbatch_size)
         labels = _pool_labels(split, balance)
-        sizes = torch.bincount(labels)
-        if balance != "iid":
-            _check_classes(sizes, microbatches, microbatch_size, balance)
+        sizes = torch.bincount(labels, minlength=2 if balance in _FLIPPED_ROW else 1)
+        _check_pools(sizes, microbatches, microbatch_size, balance)
         if augment:
             check_images(split.inputs)
         self._split = split
@@ -150,15 +155,30 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
         }
 
     def _draw(self) -> Tensor:
-        k, u, pools = self._microbatches, self._microbatch_size, len(self._sizes_c)
-        each = k * u // pools
-        for pool in (self._sizes_c - self._used_c < each).nonzero()[:, 0].tolist():
+        pools = self._pools()
+        each_c = torch.bincount(pools, minlength=len(self._sizes_c))
+        for pool in (self._sizes_c - self._used_c < each_c).nonzero()[:, 0].tolist():
             self._shuffle(pool)
-        first_c = self._start_c + self._used_c
-        drawn = self._order_n[first_c[:, None] + torch.arange(each)]
-        self._used_c += each
-        # (pools, k * u / pools) -> (k, pools, u / pools): every pool serves each microbatch alike.
-        return drawn.view(pools, k, u // pools).transpose(0, 1).reshape(-1)
+        # The places of one pool take its samples in turn.
+        first_c = self._start_c + self._used_c - (each_c.cumsum(0) - each_c)
+        drawn = torch.empty_like(pools)
+        drawn[pools.argsort(stable=True)] = self._order_n[
+            first_c.repeat_interleave(each_c) + torch.arange(len(pools))
+        ]
+        self._used_c += each_c
+        return drawn
+
+    def _pools(self) -> Tensor:
+        """Give the pool of each place of a macrobatch, (k*u,), microbatch after microbatch."""
+        k, u, pools = self._microbatches, self._microbatch_size, len(self._sizes_c)
+        if self._balance == "single":
+            classes = torch.randperm(pools, generator=self._generator)
+            return classes[torch.arange(k) % pools].repeat_interleave(u)
+        if self._balance in _FLIPPED_ROW:
+            flipped = torch.zeros(k, dtype=torch.int64)
+            flipped[_FLIPPED_ROW[self._balance]] = 1
+            return flipped.repeat_interleave(u)
+        return torch.arange(pools).repeat_interleave(u // pools).repeat(k)
 
     def _shuffle(self, pool: int) -> None:
         start, size = int(self._start_c[pool]), int(self._sizes_c[pool])
@@ -170,10 +190,12 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
 def _pool_labels(split: Split, balance: str) -> Tensor:
     if balance == "iid":
         return torch.zeros(len(split), dtype=torch.int64)
-    if balance == "given":
+    if balance in ("given", "single"):
         return split.targets.cpu()
     if balance == "true":
         return split.true_targets.cpu()
+    if balance in _FLIPPED_ROW:
+        return split.flipped.cpu().long()
     raise unknown_name("balance", balance, BALANCES)
 
 
@@ -187,6 +209,27 @@ def _check_sizes(n: int, microbatches: int, microbatch_size: int) -> None:
             f"{microbatch_size} are {microbatches * microbatch_size} samples, but there are {n}. "
             "Lower microbatches or microbatch_size, or use more data."
         )
+
+
+def _check_pools(sizes: Tensor, microbatches: int, microbatch_size: int, balance: str) -> None:
+    if balance in ("given", "true"):
+        _check_classes(sizes, microbatches, microbatch_size, balance)
+    elif balance == "single":
+        need = microbatch_size * -(-microbatches // len(sizes))
+        if int(sizes.min()) < need:
+            raise UserError(
+                f"Class {int(sizes.argmin())} has {int(sizes.min())} samples by its given labels, "
+                f"but microbatches of one class need {need} of each: lower microbatch_size or "
+                "microbatches, or use balance='iid'."
+            )
+    elif balance in _FLIPPED_ROW:
+        right, wrong = sizes.tolist()
+        if wrong < microbatch_size or right < (microbatches - 1) * microbatch_size:
+            raise UserError(
+                f"balance='{balance}' needs {microbatch_size} samples with a wrong label and "
+                f"{(microbatches - 1) * microbatch_size} with a right one in a macrobatch, but "
+                f"there are {wrong} and {right}: change label_noise or the sizes."
+            )
 
 
 def _check_classes(sizes: Tensor, microbatches: int, microbatch_size: int, balance: str) -> None:

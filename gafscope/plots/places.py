@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEADS = (
-    ("over_averaging", "over averaging", BLUE, "o", -0.05),
-    ("over_yoked", "over its yoked control", ORANGE, "D", 0.05),
+    ("over_averaging", "lead over averaging", BLUE, "o", -0.05),
+    ("over_yoked", "lead over its yoked control", ORANGE, "D", 0.05),
 )
 # More than two or three bands cannot be told apart.
 _UNSHADED = ("yoked control", "same updates", "random skip")
@@ -28,57 +28,83 @@ def plot_places(
     *,
     name: str,
     factor: float = 1,
+    even: bool = False,
+    ticks: Mapping[Any, str] | None = None,
     beside: Mapping[str, str] | None = None,
 ) -> dict[str, Figure]:
-    """Draw accuracies and leads of rules by place.
+    """Draw accuracies and leads of rules by place, one row of panels a data set.
 
     Args:
-        table: From `analyses.conditions.compare`.
+        table: From `analyses.conditions.compare`. A rule without a place is drawn as a level, and
+            its best checkpoint as a dotted one.
         place: The column of the place.
         label: What the axis of the place says.
         name: The figure's name.
         factor: What values of the place are multiplied by.
+        even: Draw the places at even distances, whatever lies between them.
+        ticks: What the axis calls places, instead of their value; for places at even distances.
         beside: Column of the table -> what it is, e.g. accuracies published elsewhere; drawn as
             crosses in the colour of the rule.
 
     Returns:
         The figure by its name; one place is drawn as a chart of rules.
     """
-    values = table[place].dropna().unique()
+    data = list(dict.fromkeys(table["data"]))
     with theme():
-        if len(values) < 2:
+        if len(table[place].dropna().unique()) < 2:
             return {name: _chart(table)}
-        figure = new_figure(14, 4.6)
-        accuracy, leads, accepted = figure.subplots(1, 3, width_ratios=(1.25, 1, 0.9))
-        places = _Places(table, place, factor)
-        _accuracies(accuracy, table, places, beside or {})
-        _leads(leads, table, places)
-        _accepted(accepted, table, places)
-        for axes in (accuracy, leads, accepted):
-            places.label(axes, label)
-        figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        figure = new_figure(14, 0.6 + 4 * len(data))
+        grid = figure.subplots(len(data), 3, width_ratios=(1.25, 1, 0.9), squeeze=False)
+        places = _Places(table, place, factor, even, ticks or {})
+        handles: dict[str, Any] = {}
+        for row, what in zip(grid, data, strict=True):
+            part = table[table["data"] == what]
+            accuracy, leads, accepted = row
+            _accuracies(accuracy, part, places, beside or {})
+            _leads(leads, part, places)
+            _accepted(accepted, part, places)
+            for axes in row:
+                places.label(axes, label)
+            if len(data) > 1:
+                accuracy.set_title(f"{what}: mean and 95% interval over seeds")
+            for axes in (accuracy, leads):
+                found, names = axes.get_legend_handles_labels()
+                handles |= dict(zip(names, found, strict=True))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=6)
     return {name: figure}
 
 
 class _Places:
-    """Where each place lies on the axis: numbers at their value, words side by side."""
+    """Where each place lies on the axis: numbers at their value, others side by side."""
 
-    def __init__(self, table: pd.DataFrame, place: str, factor: float):
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        place: str,
+        factor: float,
+        even: bool,
+        ticks: Mapping[Any, str],
+    ):
         self._values = list(dict.fromkeys(table[place].dropna()))
-        self._column, self._factor = place, factor
-        self.numbers = all(isinstance(value, int | float) for value in self._values)
+        self.column, self._factor, self._ticks = place, factor, ticks
+        self.numbers = not even and all(isinstance(value, int | float) for value in self._values)
         spread = max(self._values) - min(self._values) if self.numbers else len(self._values) - 1
         self.step = (factor if self.numbers else 1) * spread / max(len(self._values) - 1, 1)
 
     def of(self, part: pd.DataFrame) -> list[float]:
         if self.numbers:
-            return [self._factor * value for value in part[self._column]]
-        return [self._values.index(value) for value in part[self._column]]
+            return [self._factor * value for value in part[self.column]]
+        return [self._values.index(value) for value in part[self.column]]
 
     def label(self, axes: Axes, label: str) -> None:
         axes.set_xlabel(label)
         if not self.numbers:
-            axes.set_xticks(range(len(self._values)), list(map(str, self._values)))
+            names = [self._ticks.get(value, _name(value)) for value in self._values]
+            axes.set_xticks(range(len(names)), names)
+
+
+def _name(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _accuracies(
@@ -86,9 +112,11 @@ def _accuracies(
 ) -> None:
     for rule, style in rule_style(dict.fromkeys(table["rule"])).items():
         part = table[(table["rule"] == rule)]
-        everywhere = part[part[places._column].isna()]
+        everywhere = part[part[places.column].isna()]
         if len(everywhere):
             axes.axhline(100 * everywhere["test_accuracy"].iloc[0], label=rule, **style)
+            best, name = everywhere["best_test_accuracy"].iloc[0], f"{rule}, best checkpoint"
+            axes.axhline(100 * best, label=name, color=style["color"], linestyle=":")
             continue
         x = places.of(part)
         axes.plot(x, 100 * part["test_accuracy"], label=rule, marker="o", ms=4, **style)
@@ -114,7 +142,6 @@ def _leads(axes: Axes, table: pd.DataFrame, places: _Places) -> None:
         axes.plot(x, part[column], marker, color=colour, ms=5, label=label)
     axes.axhline(0, color="0.3", linewidth=0.9)
     axes.set(ylabel=_POINTS, title="lead of filtering, 95% interval")
-    axes.legend(loc="best")
 
 
 def _accepted(axes: Axes, table: pd.DataFrame, places: _Places) -> None:
@@ -178,3 +205,49 @@ def plot_noise_sweep(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Fig
     label = "wrong training labels (%)"
     beside = {"paper_accuracy": "the paper's (ResNet18, CIFAR-100)"}
     return plot_places(table, "noise", label, name="noise-sweep", factor=100, beside=beside)
+
+
+def plot_threshold_sweep(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
+    """Draw the threshold sweep.
+
+    Args:
+        table: The analysis' table.
+        curves: The analysis' curves; unused.
+
+    Returns:
+        Figure name -> figure.
+    """
+    label = "tau, largest accepted cosine distance"
+    return plot_places(table, "threshold", label, name="threshold-sweep", even=True)
+
+
+def plot_microbatch_count(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
+    """Draw accuracies and leads by the number of microbatches, how often some agree, and the cost.
+
+    Args:
+        table: The analysis' table.
+        curves: The analysis' curves; unused.
+
+    Returns:
+        Figure name -> figure.
+    """
+    place, label, name = "microbatches", "k, microbatches a step", "microbatch-count"
+    figures = plot_places(table, place, label, name=name, even=True)
+    places = _Places(table, place, 1, True, {})
+    with theme():
+        figure = new_figure(10, 4.4)
+        agreement, cost = figure.subplots(1, 2)
+        own = table[table["rule"] == "GAF"]
+        for (data, part), (colour, marker) in zip(
+            own.groupby("data", sort=False), ((BLUE, "o"), (ORANGE, "D")), strict=True
+        ):
+            style = {"color": colour, "marker": marker, "ms": 5}
+            agreement.plot(places.of(part), 100 * part["stepped"], label=data, **style)
+            cost.plot(places.of(part), part["over_averaging_time"], **style)
+        cost.axhline(1, color="0.3", linewidth=0.9)
+        agreement.set(ylabel="steps at which some agree (%)", title="GAF")
+        cost.set(ylabel="time of a GAF step / averaging step")
+        for axes in (agreement, cost):
+            places.label(axes, label)
+        figure.legend(*agreement.get_legend_handles_labels(), loc="outside lower center")
+    return {**figures, "agreement-and-cost": figure}

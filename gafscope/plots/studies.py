@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gafscope.plots.batch_size_curve import plot_batch_size_curve
 from gafscope.plots.calibrated_tau import plot_calibrated_tau
+from gafscope.plots.composition import plot_composition
+from gafscope.plots.dynamics import plot_dynamics
+from gafscope.plots.illustration import plot_illustration
+from gafscope.plots.layers import plot_layers
+from gafscope.plots.long_run import plot_long_run
 from gafscope.plots.metrics_study import plot_metrics
-from gafscope.plots.places import plot_noise_sweep
+from gafscope.plots.order import plot_order
+from gafscope.plots.places import (
+    plot_microbatch_count,
+    plot_noise_sweep,
+    plot_threshold_sweep,
+)
+from gafscope.plots.purity import plot_purity
 from gafscope.plots.rules_study import plot_rules
 from gafscope.plots.style import count_axis, new_figure, rule_style, theme
 
@@ -90,11 +102,21 @@ def plot_white_noise(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Fig
 
 
 FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "batch-size-curve": plot_batch_size_curve,
     "calibrated-tau": plot_calibrated_tau,
+    "composition": plot_composition,
     "demo": plot_demo,
+    "dynamics": plot_dynamics,
+    "illustration": plot_illustration,
+    "layers": plot_layers,
+    "long-run": plot_long_run,
     "metrics": plot_metrics,
+    "microbatch-count": plot_microbatch_count,
     "noise-sweep": plot_noise_sweep,
+    "order": plot_order,
+    "purity": plot_purity,
     "rules": plot_rules,
+    "threshold-sweep": plot_threshold_sweep,
     "white-noise": plot_white_noise,
 }
 """Analysis name -> function of its table and curves that draws its figures."""

@@ -97,10 +97,9 @@ def pool(folder: Path) -> np.ndarray:
         table = pd.read_csv(folder / name)
         values += table.select_dtypes("number").to_numpy(dtype=float).ravel().tolist()
         # Names of conditions and of columns hold settings.
-        texts = [*table.columns, *table.select_dtypes(exclude="number").astype(str).to_numpy().flat]
-        values += [
-            float(n) for text in dict.fromkeys(texts) for n in re.findall(r"\d+\.?\d*", text)
-        ]
+        cells = table.select_dtypes(exclude="number").to_numpy().flat
+        texts = " ".join(dict.fromkeys(map(str, [*table.columns, *cells])))
+        values += [float(number) for number in re.findall(r"\d+\.?\d*", texts)]
     words = (folder / "verdict.txt").read_text() + str(
         yaml.safe_load((folder / "recipe.yaml").read_text())
     )

@@ -67,6 +67,40 @@ def test_every_microbatch_is_balanced_by_the_labels_that_were_asked_for(balance:
     assert unbalanced > 0
 
 
+def test_single_class_microbatches_are_of_different_classes():
+    split = flat_split()
+    seen = torch.zeros(3, dtype=torch.int64)
+    for indices in draw(sampler(split, k=2, balance="single"), 30):
+        classes = [split.targets[row].unique().tolist() for row in indices.view(2, 6)]
+        assert all(len(own) == 1 for own in classes)
+        assert classes[0] != classes[1]
+        seen[classes[0][0]] += 1
+        assert len(indices.unique()) == 12
+    assert (seen > 0).all(), "the first microbatch is of any class"
+
+
+def test_more_single_class_microbatches_than_classes():
+    split = flat_split()
+    for indices in draw(sampler(split, k=5, u=4, balance="single"), 10):
+        rows = [split.targets[row].unique() for row in indices.view(5, 4)]
+        counts = torch.bincount(torch.cat(rows), minlength=3)
+        assert sorted(counts.tolist()) == [1, 2, 2]
+        assert len(indices.unique()) == 20
+
+
+@pytest.mark.parametrize(("balance", "place"), [("first-flipped", 0), ("last-flipped", 3)])
+def test_one_microbatch_of_wrong_labels(balance: str, place: int):
+    split = flat_split()
+    used = []
+    for indices in draw(sampler(split, k=4, u=5, balance=balance), 10):
+        wrong = split.flipped[indices].view(4, 5)
+        assert wrong[place].all()
+        assert int(wrong.sum()) == 5
+        assert len(indices.unique()) == 20
+        used.append(indices.view(4, 5)[place])
+    assert len(torch.cat(used).unique()) == int(split.flipped.sum())
+
+
 @pytest.mark.parametrize("balance", ["iid", "true"])
 def test_a_pass_shows_every_sample_once(balance: str):
     drawn = draw(sampler(flat_split(), balance=balance), 15)
@@ -113,7 +147,7 @@ def test_augmentation_is_crop_and_flip_of_normalised_images():
     assert not torch.equal(inputs, plain)
 
 
-@pytest.mark.parametrize("balance", ["iid", "given"])
+@pytest.mark.parametrize("balance", ["iid", "given", "single"])
 def test_the_state_continues_bit_by_bit_through_a_file(balance: str):
     options: dict[str, Any] = {"balance": balance, "augment": True}
     source = sampler(image_split(), k=1, **options)
@@ -180,6 +214,15 @@ def test_a_class_with_too_few_samples_is_named():
     absent = Split(torch.zeros(20, 1), labels[labels != 1], labels[labels != 1])
     with pytest.raises(UserError, match="Class 1 has 0 samples"):
         sampler(absent, u=6, balance="true")
+    with pytest.raises(UserError, match=r"Class 1 has 3 samples by its given .* need 4"):
+        sampler(split, u=4, balance="single")
+
+
+def test_too_few_wrong_labels_are_named():
+    labels = torch.arange(23) % 3
+    split = Split(torch.zeros(23, 1), labels, labels)
+    with pytest.raises(UserError, match=r"6 samples with a wrong label .* there are 0 and 23"):
+        sampler(split, balance="first-flipped")
 
 
 def test_balanced_indices_over_many_classes_cost_little():
