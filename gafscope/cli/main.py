@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from gafscope import __version__
 from gafscope.cli.memory import keep_memory
+from gafscope.distributed.launch import Told, launch, launched
 from gafscope.errors import UserError, unknown_name
+
+# As a shell gives it, and as a run ends on SIGTERM.
+_TERMINATED = 128 + signal.SIGTERM
 
 _HELP = """\
 usage: python -m gafscope COMMAND [settings]
@@ -23,6 +28,7 @@ commands:
   analyses     list the analyses; `analyses NAME` runs one, `analyses --all` all of them
   cost         measure what a step costs beside plain averaging
   report       one HTML page about a run, or about several side by side
+  sweep        train over a grid or a search of settings and seeds, by many workers
 
 analyses:
 {analyses}
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, or 2 after a mistake, which is explained in one message, or 130 after
-        Ctrl-C.
+        Ctrl-C and 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     keep_memory()
@@ -54,11 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(
-            "\ngafscope: interrupted; what was done is kept. The same command goes on from there.",
-            file=sys.stderr,
-        )
-        return 130
+        return _ended("interrupted", 130)
+    except SystemExit as end:
+        if end.code != _TERMINATED or isinstance(end, Told):
+            raise
+        return _ended("terminated", _TERMINATED)
+
+
+def _ended(how: str, code: int) -> int:
+    print(
+        f"\ngafscope: {how}; what was done is kept. The same command goes on from there.",
+        file=sys.stderr,
+    )
+    return code
 
 
 def _dispatch(words: list[str]) -> int:
@@ -68,25 +82,33 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"gafscope {__version__}")
         return 0
+    if launched() and words[0] != "train":
+        with launch():
+            raise UserError(
+                "torchrun has started several processes, which only 'train' shares out, but the "
+                f"command is '{words[0]}'; run it without torchrun."
+            )
     _commands(words[0])(words[1:])
     return 0
 
 
-def _commands(name: str) -> Callable[[Sequence[str]], None]:
+def _commands(name: str) -> Callable[[Sequence[str]], object]:
     """Find a command; the parts that it needs are imported only now."""
     from gafscope.analyses import ANALYSES
     from gafscope.cli.analyses import list_or_run, run_analysis
     from gafscope.cli.cost import run_cost
     from gafscope.cli.diagnose import run_diagnose
     from gafscope.cli.report import run_report
+    from gafscope.cli.sweep import run_sweep_command
     from gafscope.cli.train import run_train
 
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
+    commands: dict[str, Callable[[Sequence[str]], object]] = {
         "train": run_train,
         "diagnose": run_diagnose,
         "analyses": list_or_run,
         "cost": run_cost,
         "report": run_report,
+        "sweep": run_sweep_command,
     }
     for analysis in ANALYSES.values():
         commands[analysis.name] = lambda rest, analysis=analysis: run_analysis(analysis, rest)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gafscope.cli.settings import read_settings
+from gafscope.distributed.launch import launch
 from gafscope.plots import save_figure
 from gafscope.records import Run
 from gafscope.records.acceptance import accepted_fraction
@@ -34,7 +36,7 @@ PRESETS = {
 
 
 def run_train(arguments: Sequence[str]) -> None:
-    """Train one model and print what came of it.
+    """Train one model and print what came of it; under torchrun on all ranks together.
 
     Args:
         arguments: What follows `train`.
@@ -42,7 +44,17 @@ def run_train(arguments: Sequence[str]) -> None:
     Raises:
         UserError: If a setting is wrong, data are missing, or the run diverges.
     """
-    run = train(read_settings("train", PRESETS, arguments))
+    with launch() as rank:
+        settings = read_settings("train", PRESETS, arguments)
+        if rank is not None:
+            device = rank.connect(settings.device, settings.rank_timeout)
+            settings = replace(settings, device=device)
+        run = train(settings)
+        if rank is None or rank.rank == 0:
+            _show(run)
+
+
+def _show(run: Run) -> None:
     figures = save_figure(run.plot(), run.folder, "run")
     _print_run(run)
     print(f"\nRun: {run.folder}\nFigure: {figures[0]}")

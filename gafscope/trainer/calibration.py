@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from gafscope.aggregation import Calibrating
 from gafscope.errors import UserError
-from gafscope.gradients import Loss, gramian
+from gafscope.gradients import Gramian, Loss, gramian
 from gafscope.gradients.problem import batch_size
 
 if TYPE_CHECKING:
@@ -77,7 +77,17 @@ class Calibration:
         seed = self._trainer.seed * 1_000_003 + self._trainer.step
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         shuffled = pytree.tree_map(lambda leaf: leaf[order.to(leaf.device)], batch)
-        rule.calibrate(gramian(model, self._loss, shuffled, microbatches=rows, layers=False))
+        rule.calibrate(self._measure(shuffled, rows))
+
+    def _measure(self, batch: Any, rows: int) -> Gramian:
+        trainer, ranks = self._trainer, self._trainer.ranks
+        if ranks is None:
+            return gramian(trainer.model, self._loss, batch, microbatches=rows, layers=False)
+        matrix = torch.zeros(rows, rows, dtype=torch.float64)
+        if ranks.leads:
+            found = gramian(trainer.model, self._loss, batch, microbatches=rows, layers=False)
+            matrix = found.matrix.cpu()
+        return Gramian(ranks.from_leader(matrix))
 
 
 @final

@@ -25,6 +25,7 @@ _LEAST = {
     "warmup_updates": 0,
     "validate_every": 1,
     "checkpoint_every": 1,
+    "keep_checkpoints": 1,
     "record_layers_every": 0,
 }
 

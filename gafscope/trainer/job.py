@@ -20,6 +20,7 @@ from gafscope.gradients import supervised
 from gafscope.models import build_model, model_names
 from gafscope.records import load_run
 from gafscope.trainer.options import make_rule, parse_options
+from gafscope.trainer.ranks import Ranks
 from gafscope.trainer.settings import TrainSettings
 from gafscope.trainer.trainer import Trainer
 
@@ -85,18 +86,7 @@ def assemble(
     rule = make_rule(settings)
     gate = _gate(settings)
     device = _device(settings.device)
-    dataset = load_data(
-        settings.data,
-        data_dir=settings.data_dir,
-        label_noise=settings.label_noise,
-        validation=settings.validation,
-        subset=settings.subset,
-        seed=settings.seed,
-        download=settings.download,
-        download_url=settings.download_url,
-        device=device,
-        **parse_options(settings.data_options),
-    )
+    dataset = _dataset(settings, device)
     model = _model(settings, dataset).to(device)
     optimizer = _optimizer(settings, model)
     trainer = Trainer(
@@ -119,6 +109,8 @@ def assemble(
         compile=settings.compile,
         validate_every=settings.validate_every,
         checkpoint_every=settings.checkpoint_every,
+        keep_checkpoints=settings.keep_checkpoints,
+        rank_timeout=settings.rank_timeout,
         record_layers_every=settings.record_layers_every,
         seed=settings.seed,
         progress=settings.progress,
@@ -181,6 +173,28 @@ def _device(name: str) -> torch.device:
             f"Cannot use device '{name}': {reason}. Use cpu, cuda, cuda:1 ..., or auto."
         ) from error
     return device
+
+
+def _dataset(settings: TrainSettings, device: torch.device) -> Dataset:
+    ranks = Ranks.found() if settings.download else None
+    # One rank downloads; the others find everything there.
+    if ranks is not None and not ranks.leads:
+        ranks.wait()
+    dataset = load_data(
+        settings.data,
+        data_dir=settings.data_dir,
+        label_noise=settings.label_noise,
+        validation=settings.validation,
+        subset=settings.subset,
+        seed=settings.seed,
+        download=settings.download,
+        download_url=settings.download_url,
+        device=device,
+        **parse_options(settings.data_options),
+    )
+    if ranks is not None and ranks.leads:
+        ranks.wait()
+    return dataset
 
 
 def _model(settings: TrainSettings, dataset: Dataset) -> nn.Module:

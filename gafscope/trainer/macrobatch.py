@@ -7,14 +7,11 @@ and every step whose Gramian by layer is recorded, holds the k gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import nn
-from torch.utils import _pytree as pytree
 
 from gafscope import geometry
 from gafscope.aggregation import (
@@ -28,12 +25,10 @@ from gafscope.aggregation import (
     aggregate,
     check_decision,
 )
-from gafscope.gradients import GradientRows, Gramian, Loss
-from gafscope.gradients.batch_norm import RunningStatistics
-from gafscope.gradients.loss import check_differentiable
+from gafscope.gradients import Gramian
 from gafscope.gradients.problem import batch_size
 from gafscope.gradients.running import Gradient, RunningVector
-from gafscope.trainer.evaluate import loss_and_accuracy
+from gafscope.trainer.microbatch import Microbatches
 
 
 @final
@@ -68,30 +63,19 @@ class Macrobatch:
     """Computes macrobatches of one model.
 
     Args:
-        model: Called by the loss; may be compiled.
-        parameters: The trainable parameters by name.
-        loss: The loss.
-        microbatches: k.
-        autocast: Makes the context of each forward pass.
-        statistics: BatchNorm's running statistics.
+        microbatches: Differentiates them.
     """
 
-    model: Callable[..., Any]
-    parameters: dict[str, nn.Parameter]
-    loss: Loss
-    microbatches: int
-    autocast: Callable[[], AbstractContextManager[Any]]
-    statistics: RunningStatistics
+    microbatches: Microbatches
     _products: geometry.StreamingProducts = field(default_factory=geometry.StreamingProducts)
-    _losses: list[float] = field(default_factory=list)
-    _accuracies: list[float] = field(default_factory=list)
 
-    def run(self, batch: Any, rule: Rule, layers: bool) -> Outcome:
+    def run(self, batch: Any, rule: Rule, step: int, layers: bool) -> Outcome:
         """Differentiate a macrobatch and decide.
 
         Args:
             batch: A pytree of tensors with k * u samples.
             rule: The rule.
+            step: The step.
             layers: Compute the Gramian by layer, which holds all k gradients.
 
         Returns:
@@ -101,24 +85,29 @@ class Macrobatch:
             UserError: If the loss returns a wrong shape, or a rule of the user's own a decision
                 that contradicts itself.
         """
-        self._losses, self._accuracies = [], []
-        self.statistics.begin()
-        size = batch_size(batch) // self.microbatches
+        self.microbatches.begin()
+        gradients = self._gradients(batch, step)
         fold: Fold | None = getattr(rule, "fold", None)
         if isinstance(rule, RowRule):
-            return self._combine(batch, size, rule)
+            return self._combine(list(gradients), rule)
         if fold is not None and not layers:
-            outcome = self._stream(batch, size, fold)
+            outcome = self._stream(gradients, fold)
             if isinstance(rule, Observing):
                 rule.observe(outcome.decision)
             return outcome
-        return self._hold(batch, size, rule, fold, layers)
+        return self._hold(list(gradients), rule, fold, layers)
 
-    def _stream(self, batch: Any, size: int, fold: Fold) -> Outcome:
-        visitor, running = Visitor(fold, self.microbatches), RunningVector()
+    def _gradients(self, batch: Any, step: int) -> Iterator[Gradient]:
+        k = self.microbatches.count
+        for i in range(k):
+            yield self.microbatches.gradient(batch, step, i, batch_size(batch) // k)
+        # What a rule of the user's own draws does not depend on what the model drew.
+        self.microbatches.draw_for(step, k)
+
+    def _stream(self, gradients: Iterable[Gradient], fold: Fold) -> Outcome:
+        visitor, running = Visitor(fold, self.microbatches.count), RunningVector()
         squares, dot = [], math.nan
-        for i in range(self.microbatches):
-            gradient = self._gradient(batch, i, size)
+        for gradient in gradients:
             square, dot = self._products(gradient, running.tensors) if gradient else (math.nan,) * 2
             squares.append(square)
             if factors := visitor.visit(square, dot):
@@ -128,15 +117,14 @@ class Macrobatch:
             running.divide(visitor.divisor)
         # With two microbatches the running vector at the second visit is the first gradient
         # (or nothing, if that was zero), so the whole Gramian is known at no cost.
-        gramian = _pair_gramian(squares, dot) if self.microbatches == 2 else None
+        gramian = _pair_gramian(squares, dot) if len(squares) == 2 else None
         return self._outcome(decision, running, visitor.norm, gramian)
 
     def _hold(
-        self, batch: Any, size: int, rule: Weighting, fold: Fold | None, layers: bool
+        self, gradients: list[Gradient], rule: Weighting, fold: Fold | None, layers: bool
     ) -> Outcome:
-        gradients = [self._gradient(batch, i, size) for i in range(self.microbatches)]
         if layers:
-            gramian = _on_cpu(self._rows(gradients).gramian())
+            gramian = _on_cpu(self.microbatches.rows(gradients).gramian())
         else:
             gramian = Gramian(geometry.held_gramian(gradients), engine="loop")
         decision = rule(gramian)
@@ -153,11 +141,10 @@ class Macrobatch:
             running.divide(int(decision.accepted.sum()))
         return self._outcome(decision, running, update_norm(decision, gramian), gramian)
 
-    def _combine(self, batch: Any, size: int, rule: RowRule) -> Outcome:
-        gradients = [self._gradient(batch, i, size) for i in range(self.microbatches)]
-        rows = self._rows(gradients)
+    def _combine(self, gradients: list[Gradient], rule: RowRule) -> Outcome:
+        rows = self.microbatches.rows(gradients)
         used = [[part is not None for part in gradient] for gradient in gradients]
-        del gradients  # the rows are copies
+        gradients.clear()  # the rows are copies
         gramian = _on_cpu(rows.gramian())
         result = aggregate(rule, rows, gramian)
         taken = [used[i] for i in result.decision.accepted.nonzero().flatten().tolist()]
@@ -165,7 +152,7 @@ class Macrobatch:
         # A parameter that no accepted microbatch uses keeps no gradient, as after a backward.
         update.tensors = [
             result.update.get(name) if any(row[j] for row in taken) else None
-            for j, name in enumerate(self.parameters)
+            for j, name in enumerate(self.microbatches.parameters)
         ]
         norm = math.sqrt(self._products(update.tensors, [])[0])
         outcome = self._outcome(result.decision, update, norm, gramian)
@@ -176,41 +163,8 @@ class Macrobatch:
         self, decision: Decision, running: RunningVector, norm: float, gramian: Gramian | None
     ) -> Outcome:
         update = running if decision.step else None
-        return Outcome(decision, self._losses, self._accuracies, update, norm, gramian)
-
-    def _gradient(self, batch: Any, i: int, size: int) -> Gradient:
-        """Differentiate microbatch i; give its gradient, nothing when its loss is not finite."""
-        part = pytree.tree_map(lambda leaf: leaf[i * size : (i + 1) * size], batch)
-        parameters = list(self.parameters.values())
-        for parameter in parameters:
-            parameter.grad = None
-        with self.autocast():
-            loss, accuracy = loss_and_accuracy(self.model, self.loss, part, size)
-        self._losses.append(loss.item())
-        self._accuracies.append(accuracy)
-        gradient: Gradient = []
-        if math.isfinite(self._losses[-1]):
-            check_differentiable(loss)
-            loss.backward()
-            # Take the gradients over instead of copying them.
-            gradient = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        # Only now: the backward of BatchNorm still refers to the running statistics.
-        self.statistics.collect(finite=bool(gradient))
-        return gradient
-
-    def _rows(self, gradients: list[Gradient]) -> GradientRows:
-        """Stack the gradients; a microbatch without one (its loss is not finite) is NaN."""
-        named = {}
-        for j, (name, parameter) in enumerate(self.parameters.items()):
-            rows = []
-            for gradient in gradients:
-                row = gradient[j] if gradient else None
-                missing = 0.0 if gradient else math.nan
-                rows.append(torch.full_like(parameter, missing) if row is None else row)
-            named[name] = torch.stack([row.detach() for row in rows])
-        return GradientRows(named, engine="loop")
+        made = self.microbatches
+        return Outcome(decision, made.losses, made.accuracies, update, norm, gramian)
 
 
 def update_norm(decision: Decision, gramian: Gramian) -> float:

@@ -20,6 +20,8 @@ from gafscope.gradients.problem import batch_size
 from gafscope.gradients.running import RunningVector
 from gafscope.trainer.calibration import autocast_of
 from gafscope.trainer.macrobatch import Macrobatch, Outcome, update_norm
+from gafscope.trainer.microbatch import Microbatches
+from gafscope.trainer.shared_macrobatch import SharedMacrobatch
 
 if TYPE_CHECKING:
     from gafscope.trainer.trainer import Trainer
@@ -28,7 +30,7 @@ SAMPLES = "samples"
 """The number of microbatches that makes each sample one."""
 
 
-def make_macrobatch(trainer: Trainer) -> Macrobatch | PerSampleMacrobatch:
+def make_macrobatch(trainer: Trainer) -> Macrobatch | SharedMacrobatch | PerSampleMacrobatch:
     """Make what computes a trainer's macrobatches.
 
     Args:
@@ -38,14 +40,18 @@ def make_macrobatch(trainer: Trainer) -> Macrobatch | PerSampleMacrobatch:
     parameters = trainer.parameters
     if isinstance(trainer.microbatches, str):
         return PerSampleMacrobatch(trainer.model, parameters, trainer.loss, autocast)
-    return Macrobatch(
+    microbatches = Microbatches(
         model=torch.compile(trainer.model) if trainer.compile else trainer.model,
         parameters=parameters,
         loss=trainer.loss,
-        microbatches=trainer.microbatches,
+        count=trainer.microbatches,
         autocast=autocast,
         statistics=trainer.statistics,
+        seed=trainer.seed,
     )
+    if trainer.ranks is not None:
+        return SharedMacrobatch(microbatches, trainer.ranks)
+    return Macrobatch(microbatches)
 
 
 @final
@@ -69,12 +75,13 @@ class PerSampleMacrobatch:
         # One object for all steps: what an engine has found out about a loss is kept with it.
         self._watched = _WatchedLoss(self.loss, self.autocast)
 
-    def run(self, batch: Any, rule: Rule, layers: bool) -> Outcome:
+    def run(self, batch: Any, rule: Rule, step: int, layers: bool) -> Outcome:
         """Differentiate a macrobatch and decide.
 
         Args:
             batch: A pytree of tensors with n samples.
             rule: The weighting; a sequential one visits the samples in their order.
+            step: The step.
             layers: Compute the Gramian by layer, and record it.
 
         Returns:
@@ -88,18 +95,18 @@ class PerSampleMacrobatch:
         device = next(iter(self.parameters.values())).device
         self._watched.accuracies = torch.full((n,), math.nan, device=device)
         indexed = torch.arange(n, device=device), batch
-        step = per_sample_step(self.model, self._watched, indexed, rule, layers=layers)
+        found = per_sample_step(self.model, self._watched, indexed, rule, layers=layers)
         update = RunningVector()
         for parameter in self.parameters.values():
             update.tensors.append(parameter.grad)
             parameter.grad = None
         return Outcome(
-            step.decision,
-            step.losses.tolist(),
+            found.decision,
+            found.losses.tolist(),
             self._watched.accuracies.tolist(),
-            update if step.decision.step else None,
-            update_norm(step.decision, step.gramian),
-            step.gramian,
+            update if found.decision.step else None,
+            update_norm(found.decision, found.gramian),
+            found.gramian,
             recorded=layers,
         )
 

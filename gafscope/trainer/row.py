@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.optim import Optimizer
 
 from gafscope import geometry
 from gafscope.aggregation import Recording, Rule
+from gafscope.distributed import described_parameters
 from gafscope.errors import UserError
+from gafscope.gradients.problem import batch_size
 from gafscope.trainer.macrobatch import Outcome
 
 if TYPE_CHECKING:
@@ -108,6 +112,31 @@ def describe(trainer: Trainer, steps: int) -> dict[str, Any]:
         "lr": trainer.base_lr,
         "steps": int(steps),
         **{name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()},
+    }
+
+
+def described(trainer: Trainer, steps: int, validate: Any) -> dict[str, object]:
+    """Describe all that every rank must have alike.
+
+    Args:
+        trainer: The trainer.
+        steps: Steps that it will make.
+        validate: The batch to validate on; None for none.
+
+    Returns:
+        What is compared -> what it is.
+    """
+    # Importing it would be a circle.
+    version = getattr(sys.modules["gafscope"], "__version__", None)
+    return {
+        "version of gafscope": version,
+        "version of torch": torch.__version__,
+        **describe(trainer, steps),
+        **(trainer.config or {}),
+        "checkpoint_every": trainer.checkpoint_every,
+        "run_dir": trainer.run_dir,
+        "samples to validate on": 0 if validate is None else batch_size(validate),
+        **described_parameters(trainer.parameters),
     }
 
 

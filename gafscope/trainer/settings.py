@@ -46,7 +46,8 @@ class TrainSettings:
     microbatch_size: int = 20
     """u, samples a microbatch; with --microbatches samples the samples of a macrobatch."""
     balance: str = "iid"
-    """Sampling: iid, or exactly u / classes of each class by given or true labels."""
+    """Sampling: iid; exactly u / classes of each class by given or true labels; single, one given
+    class a microbatch; first-flipped or last-flipped, one microbatch of wrong labels alone."""
     augment: bool = False
     """Random crops (padding 4) and flips."""
     steps: int = 1500
@@ -87,6 +88,8 @@ class TrainSettings:
     """Steps between validations."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints that are kept; an older one serves when a newer one is damaged."""
     record_layers_every: int = 100
     """Steps between Gramians by layer; 0 for never."""
     seed: int = 0
@@ -97,6 +100,8 @@ class TrainSettings:
     """cpu, cuda, cuda:1 ...; auto takes a GPU when there is one."""
     threads: int | None = None
     """Processor threads; torch's choice when not given. Small networks are fastest with 1."""
+    rank_timeout: float = 600.0
+    """Under torchrun: seconds that ranks wait for one that is stopped or slow, before all end."""
     run_dir: str | None = None
     """Folder of the run; runs/DATA-MODEL-RULE-seedSEED when not given."""
     progress: bool = True

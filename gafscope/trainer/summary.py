@@ -45,5 +45,5 @@ def _evaluate(trainer: Trainer, batches: dict[str, Any], prefix: str) -> dict[st
     return {
         f"{prefix}{name}_{key}": value
         for name, batch in batches.items()
-        for key, value in evaluate(trainer.model, trainer.loss, batch).items()
+        for key, value in evaluate(trainer.model, trainer.loss, batch, trainer.ranks).items()
     }

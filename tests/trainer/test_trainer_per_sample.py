@@ -173,7 +173,9 @@ def test_losses_and_accuracies_are_those_of_the_samples(kind, make):
     losses = nn.functional.cross_entropy(outputs, batch[1], reduction="none")
     right = (outputs.argmax(1) == batch[1]).double()
     parameters = dict(model.named_parameters())
-    outcome = PerSampleMacrobatch(model, parameters, LOSS, nullcontext).run(batch, Mean(), False)
+    outcome = PerSampleMacrobatch(model, parameters, LOSS, nullcontext).run(
+        batch, Mean(), step=0, layers=False
+    )
     assert outcome.gramian.engine == kind
     assert outcome.losses == pytest.approx(losses.tolist())
     assert outcome.accuracies == right.tolist()
