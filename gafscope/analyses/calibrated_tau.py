@@ -73,7 +73,10 @@ def measure(settings: CalibratedTauSettings) -> Measured:
     controls = _controls(compared, root)
     runs += run_trials(controls, root)
     trials += controls
-    return Measured(ends_of(trials, runs), curves_of(trials, runs), root)
+    curves = curves_of(trials, runs).groupby(["data", "rule", "step"], sort=False)
+    # The figure shows means over the seeds.
+    drawn = curves[["rolling_distance", "rolling_accepted", "tau"]].mean().reset_index()
+    return Measured(ends_of(trials, runs), drawn, root)
 
 
 def conclude(

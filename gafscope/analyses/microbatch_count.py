@@ -135,7 +135,8 @@ def _cost(run: Run) -> Mapping[str, Any]:
 def _verdict(table: pd.DataFrame) -> str:
     sentences = []
     for data, own in table[table["rule"] == GAF].groupby("data", sort=False):
-        few, many = own.iloc[0], own.iloc[-1]
+        rows = own.to_dict("records")
+        few, many = rows[0], rows[-1]
         sentences.append(
             f"{data}: from {few[PLACE]} to {many[PLACE]} microbatches some agree at "
             f"{few['stepped']:.0%} to {many['stepped']:.0%} of the steps, and "

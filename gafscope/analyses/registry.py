@@ -12,6 +12,7 @@ from gafscope.analyses.layers import LAYERS
 from gafscope.analyses.long_run import LONG_RUN
 from gafscope.analyses.metrics_study import METRICS_STUDY
 from gafscope.analyses.microbatch_count import MICROBATCH_COUNT
+from gafscope.analyses.microbatch_sweep import MICROBATCH_SWEEP
 from gafscope.analyses.noise_sweep import NOISE_SWEEP
 from gafscope.analyses.order import ORDER
 from gafscope.analyses.purity_study import PURITY
@@ -29,6 +30,7 @@ ANALYSES: dict[str, Analysis] = {
         NOISE_SWEEP,
         THRESHOLD_SWEEP,
         LONG_RUN,
+        MICROBATCH_SWEEP,
         MICROBATCH_COUNT,
         BATCH_SIZE_CURVE,
         DYNAMICS,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gafscope import geometry
+from gafscope.distributed.overriding import Override
 from gafscope.errors import UserError
 from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.instruments.capture import Capture
@@ -21,7 +22,6 @@ from gafscope.instruments.listener import Listener, Record
 from gafscope.instruments.log import Log
 from gafscope.instruments.macrobatch import Macrobatch, Outcome
 from gafscope.instruments.memory import Rows
-from gafscope.distributed.overriding import Override
 from gafscope.instruments.row import scalar_row
 from gafscope.instruments.settings import Settings
 from gafscope.instruments.split import SplitRows

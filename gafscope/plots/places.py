@@ -251,3 +251,22 @@ def plot_microbatch_count(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str
             places.label(axes, label)
         figure.legend(*agreement.get_legend_handles_labels(), loc="outside lower center")
     return {**figures, "agreement-and-cost": figure}
+
+
+def plot_microbatch_sweep(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
+    """Draw averaging, GAF with the threshold of each size, and its yoked control.
+
+    Args:
+        table: The analysis' table.
+        curves: The analysis' curves; unused.
+
+    Returns:
+        Figure name -> figure.
+    """
+    place, label = "microbatch_size", "u, samples a microbatch, with the tau chosen by validation"
+    chosen = table[table["rule"] == "GAF"]
+    ticks = {
+        size: f"{size}\ntau {tau:g}" for size, tau in zip(chosen[place], chosen["tau"], strict=True)
+    }
+    part = table[table["rule"].isin(["averaging", "GAF", "yoked control"])]
+    return plot_places(part, place, label, name="microbatch-sweep", even=True, ticks=ticks)

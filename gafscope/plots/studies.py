@@ -16,6 +16,7 @@ from gafscope.plots.metrics_study import plot_metrics
 from gafscope.plots.order import plot_order
 from gafscope.plots.places import (
     plot_microbatch_count,
+    plot_microbatch_sweep,
     plot_noise_sweep,
     plot_threshold_sweep,
 )
@@ -112,6 +113,7 @@ FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "long-run": plot_long_run,
     "metrics": plot_metrics,
     "microbatch-count": plot_microbatch_count,
+    "microbatch-sweep": plot_microbatch_sweep,
     "noise-sweep": plot_noise_sweep,
     "order": plot_order,
     "purity": plot_purity,
