@@ -17,12 +17,12 @@ from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses.conditions import RULE_NAMES, interval_columns
 from gafscope.analyses.curve_measure import DISTANCE, NOISE_SCALE, CurveMeasure
-from gafscope.analyses.intervals import mean_interval
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.stage_measures import measure_stages, stage_steps
 from gafscope.analyses.trials import Trial, data_name, plan_of, trials_of
 from gafscope.errors import UserError
+from gafscope.sweep.intervals import mean_interval
 from gafscope.trainer import TrainSettings
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import final
 import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
-from gafscope.analyses.intervals import over_seeds, paired_difference
 from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
@@ -27,6 +26,7 @@ from gafscope.analyses.trials import (
     trials_of,
     yoked_control,
 )
+from gafscope.sweep.intervals import over_seeds, paired_difference
 from gafscope.trainer import TrainSettings
 
 AVERAGING, CALIBRATED, ADAPTIVE = "averaging", "calibrated GAF", "adaptive GAF"

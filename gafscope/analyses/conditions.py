@@ -9,12 +9,12 @@ microbatches, skipping the same share of the updates at random.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from gafscope.analyses.intervals import mean_interval
 from gafscope.analyses.result import Measured
 from gafscope.analyses.trials import (
     FRESH,
@@ -27,6 +27,7 @@ from gafscope.analyses.trials import (
 )
 from gafscope.errors import UserError
 from gafscope.records import Run
+from gafscope.sweep.intervals import mean_interval
 from gafscope.trainer import TrainSettings
 from gafscope.trainer.options import make_rule
 
@@ -51,6 +52,7 @@ SHOWN = (
 )
 """What is printed of the table of a comparison."""
 ACCURACIES = ("test_accuracy", "best_test_accuracy", "train_accuracy")
+_END = re.compile("_(low|high)$")
 _MEANS = ("accepted", "updates", "distance")
 # A study has many runs, so each keeps few points.
 _POINTS = 100
@@ -251,7 +253,10 @@ def compare(
             name = f"best_{_OVER[other]}"
             row |= _difference(name, runs, row, other, place, "best_test_accuracy")
         rows.append(row | {column: group[column].mean() for column in (*_MEANS, *means)})
-    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+    table = pd.DataFrame(rows)
+    # One seed has no intervals, but what it has keeps its columns.
+    known = [name for name in table if not table[name].isna().all()]
+    return table[[name for name in table if _END.sub("", str(name)) in known]]
 
 
 def points(row: Mapping[Any, Any], name: str) -> str:

@@ -10,7 +10,6 @@ import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.analyses import white_noise
-from gafscope.analyses.intervals import over_seeds, paired_difference
 from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
@@ -23,6 +22,7 @@ from gafscope.analyses.trials import (
     yoked_control,
 )
 from gafscope.analyses.white_noise import WhiteNoiseSettings
+from gafscope.sweep.intervals import over_seeds, paired_difference
 from gafscope.trainer import TrainSettings
 
 _COLUMNS = ("test_accuracy", "best_test_accuracy", "train_accuracy")

@@ -27,7 +27,6 @@ from gafscope.analyses.conditions import (
     plan_conditions,
     points,
 )
-from gafscope.analyses.intervals import paired_difference
 from gafscope.analyses.layer_distances import layer_distances
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
@@ -35,6 +34,7 @@ from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import parse_rules
 from gafscope.errors import UserError
 from gafscope.records import Run
+from gafscope.sweep.intervals import paired_difference
 from gafscope.trainer import TrainSettings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gafscope.analyses.intervals import Interval, mean_interval
+from gafscope.sweep.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,12 +29,12 @@ from gafscope.analyses.conditions import (
     plan_conditions,
     points,
 )
-from gafscope.analyses.intervals import paired_difference
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.errors import UserError
 from gafscope.records import Run
+from gafscope.sweep.intervals import paired_difference
 from gafscope.trainer import TrainSettings
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, final
 
 from tyro.conf import OmitArgPrefixes
 
-from gafscope.analyses.intervals import over_seeds
 from gafscope.analyses.presets import noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.rule_specs import RuleSpec, parse_rules
@@ -32,6 +31,7 @@ from gafscope.analyses.trials import (
 )
 from gafscope.errors import UserError
 from gafscope.records import Run
+from gafscope.sweep.intervals import over_seeds
 from gafscope.trainer import TrainSettings
 
 if TYPE_CHECKING:

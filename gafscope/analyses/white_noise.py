@@ -14,7 +14,6 @@ from typing import final
 import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
-from gafscope.analyses.intervals import over_seeds
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
     SMOOTH,
@@ -25,6 +24,7 @@ from gafscope.analyses.trials import (
     run_trials,
     trials_of,
 )
+from gafscope.sweep.intervals import over_seeds
 from gafscope.trainer import TrainSettings
 
 NOISE = "white noise"

@@ -156,6 +156,7 @@ def _list() -> None:
         }
         for analysis in ANALYSES.values()
     ]
+    width = max(len(row["analysis"]) for row in rows) + 2
     for row in rows:
-        print(f"{row['analysis']:<14}{row['question']}\n{'':<14}{row['presets']}")
+        print(f"{row['analysis']:<{width}}{row['question']}\n{'':<{width}}{row['presets']}")
     print("\nRun one with `python -m gafscope NAME`, all with `python -m gafscope analyses --all`.")

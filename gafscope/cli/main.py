@@ -120,5 +120,6 @@ def _commands(name: str) -> Callable[[Sequence[str]], object]:
 def _help() -> str:
     from gafscope.analyses import ANALYSES
 
-    lines = [f"  {a.name:<13}{a.question}" for a in ANALYSES.values() if a.name != "demo"]
+    width = max(map(len, ANALYSES)) + 2
+    lines = [f"  {a.name:<{width}}{a.question}" for a in ANALYSES.values() if a.name != "demo"]
     return _HELP.format(analyses="\n".join(lines))

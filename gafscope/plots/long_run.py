@@ -57,6 +57,8 @@ def _draw(axes: Axes, curves: pd.DataFrame, column: str, factor: float) -> None:
 
 def _mark_best(axes: Axes, table: pd.DataFrame) -> None:
     for rule, style in rule_style(table["rule"]).items():
+        if rule == "same updates":  # it is the beginning of averaging, and would hide its mark
+            continue
         row = table[table["rule"] == rule].iloc[0]
         axes.plot(
             row["best_step"],

@@ -28,10 +28,19 @@ _OPTIMIZERS: dict[str, Callable[[TrainSettings, Iterable[nn.Parameter]], Optimiz
     "sgd": lambda s, parameters: SGD(
         parameters, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
     ),
+    "heavy-ball": lambda s, parameters: SGD(
+        parameters, s.lr, s.momentum, weight_decay=s.weight_decay
+    ),
     "adam": lambda s, parameters: Adam(parameters, s.lr, weight_decay=s.weight_decay),
     "adamw": lambda s, parameters: AdamW(parameters, s.lr, weight_decay=s.weight_decay),
     "rmsprop": lambda s, parameters: RMSprop(
         parameters, s.lr, weight_decay=s.weight_decay, momentum=s.momentum
+    ),
+    "lamb": lambda s, parameters: further_optimizers(s.optimizer).Lamb(
+        parameters, s.lr, weight_decay=s.weight_decay
+    ),
+    "shampoo": lambda s, parameters: further_optimizers(s.optimizer).Shampoo(
+        parameters, s.lr, s.momentum, weight_decay=s.weight_decay
     ),
 }
 _SCHEDULERS = ("none", "plateau")
@@ -209,6 +218,25 @@ def _model(settings: TrainSettings, dataset: Dataset) -> nn.Module:
         # torch lays a whole module out this way; its stub knows tensors only.
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model
+
+
+def further_optimizers(name: str) -> Any:
+    """Give the library of the optimizers that torch has not.
+
+    Args:
+        name: The optimizer, for the message.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    try:
+        import pytorch_optimizer  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"The optimizer {name} comes from pytorch-optimizer, which is not installed; run "
+            "`pip install 'gafscope[optimizers]'`, or use one of torch's own, such as adamw."
+        ) from error
+    return pytorch_optimizer
 
 
 def _optimizer(settings: TrainSettings, model: nn.Module) -> Optimizer:

@@ -53,11 +53,12 @@ class TrainSettings:
     steps: int = 1500
     """Macrobatches in all."""
     optimizer: str = "sgd"
-    """Optimizer: sgd (Nesterov when there is momentum), adam, adamw or rmsprop."""
+    """Optimizer: sgd (Nesterov when there is momentum), heavy-ball (the same without Nesterov),
+    adam, adamw or rmsprop; lamb or shampoo with the extra `optimizers`."""
     lr: float = 0.05
     """Learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd and rmsprop."""
+    """Momentum of sgd, heavy-ball, rmsprop and shampoo."""
     weight_decay: float = 0.0
     """Weight decay."""
     scheduler: str = "none"

@@ -79,7 +79,9 @@ def run_config(settings: TrainSettings) -> dict[str, Any]:
         All but those that say where and how to run.
     """
     config = {key: value for key, value in asdict(settings).items() if key not in _ELSEWHERE}
-    config["tau"] = getattr(make_rule(settings), "tau", None)
+    rule = make_rule(settings)
+    # That of a smaller scope is its rule's.
+    config["tau"] = getattr(rule, "tau", getattr(getattr(rule, "rule", None), "tau", None))
     if settings.yoked_to is not None:
         config["yoked_to"] = str(settings.yoked_to)
     # The published data sets are the same wherever they are; a folder of images is not.

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gafscope.analyses.intervals import mean_interval, over_seeds, paired_difference
+from gafscope.sweep.intervals import mean_interval, over_seeds, paired_difference
 
 
 def test_interval_is_students():
