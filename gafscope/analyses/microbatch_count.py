@@ -86,8 +86,8 @@ def conclude(
 
     Returns:
         Accuracies by number, with paired differences to averaging and to the yoked controls;
-        `stepped`, the share of steps at which some microbatches agreed; `milliseconds` a step and
-        `over_averaging_time`, its multiple of averaging's.
+        `stepped`, the share of steps at which some microbatches agreed; `milliseconds` a step
+        (10% quantile) and `over_averaging_time`, its multiple of averaging's.
     """
     table = compare(runs, PLACE, means=("stepped", "milliseconds"))
     plain = table[table["rule"] == AVERAGING].set_index(["data", PLACE])["milliseconds"]
@@ -125,10 +125,11 @@ def _conditions(settings: MicrobatchCountSettings) -> list[Condition]:
 
 def _cost(run: Run) -> Mapping[str, Any]:
     """Give the share of steps with an update, and the time of a step."""
-    # The median leaves out the steps that validate or record Gramians by layer.
+    # Other work on the machine makes steps slower, never faster: the fastest tenth is free of it,
+    # and of validations and Gramians by layer.
     return {
         "stepped": run.summary["updates"] / run.summary["steps"],
-        "milliseconds": 1000 * run.scalars["seconds"].median(),
+        "milliseconds": 1000 * run.scalars["seconds"].quantile(0.1),
     }
 
 

@@ -14,6 +14,7 @@ from gafscope.analyses.metrics_study import METRICS_STUDY
 from gafscope.analyses.microbatch_count import MICROBATCH_COUNT
 from gafscope.analyses.microbatch_sweep import MICROBATCH_SWEEP
 from gafscope.analyses.noise_sweep import NOISE_SWEEP
+from gafscope.analyses.optimizers import OPTIMIZERS
 from gafscope.analyses.order import ORDER
 from gafscope.analyses.purity_study import PURITY
 from gafscope.analyses.result import Analysis
@@ -32,6 +33,7 @@ ANALYSES: dict[str, Analysis] = {
         LONG_RUN,
         MICROBATCH_SWEEP,
         MICROBATCH_COUNT,
+        OPTIMIZERS,
         BATCH_SIZE_CURVE,
         DYNAMICS,
         ILLUSTRATION,

@@ -66,7 +66,7 @@ def plot_places(
             for axes in row:
                 places.label(axes, label)
             if len(data) > 1:
-                accuracy.set_title(f"{what}: mean and 95% interval over seeds")
+                accuracy.set_title(what)
             for axes in (accuracy, leads):
                 found, names = axes.get_legend_handles_labels()
                 handles |= dict(zip(names, found, strict=True))
@@ -270,3 +270,16 @@ def plot_microbatch_sweep(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str
     }
     part = table[table["rule"].isin(["averaging", "GAF", "yoked control"])]
     return plot_places(part, place, label, name="microbatch-sweep", even=True, ticks=ticks)
+
+
+def plot_optimizers(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Figure]:
+    """Draw accuracies and leads by optimizer.
+
+    Args:
+        table: The analysis' table.
+        curves: The analysis' curves; unused.
+
+    Returns:
+        Figure name -> figure.
+    """
+    return plot_places(table, "optimizer", "optimizer", name="optimizers")

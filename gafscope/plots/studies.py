@@ -18,6 +18,7 @@ from gafscope.plots.places import (
     plot_microbatch_count,
     plot_microbatch_sweep,
     plot_noise_sweep,
+    plot_optimizers,
     plot_threshold_sweep,
 )
 from gafscope.plots.purity import plot_purity
@@ -115,6 +116,7 @@ FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "microbatch-count": plot_microbatch_count,
     "microbatch-sweep": plot_microbatch_sweep,
     "noise-sweep": plot_noise_sweep,
+    "optimizers": plot_optimizers,
     "order": plot_order,
     "purity": plot_purity,
     "rules": plot_rules,
