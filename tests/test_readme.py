@@ -15,7 +15,7 @@ def code_blocks() -> list[str]:
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    see, train, own_loop, judge, watch = code_blocks()
+    see, train, own_loop, judge, watch, agree = code_blocks()
     names: dict = {}
     exec(see, names)
     assert "Decision(" in capsys.readouterr().out
@@ -32,6 +32,9 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     assert 0 < names["found"].tau < 2
     exec(watch, names)
     assert len(names["scope"].run.scalars) == 8
+    names |= {"ddp_model": names["model"], "scheduler": None}
+    with pytest.raises(names["gs"].UserError, match="torch.distributed"):
+        exec(agree, names)
 
 
 def test_ci_runs_the_test_command_word_for_word():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from gafscope.analyses import ANALYSES, Result
+from gafscope.analyses import ANALYSES, Conclusion, Measured
 from gafscope.cli import main
 from gafscope.plots.studies import FIGURES
 from gafscope.records import load_run
@@ -135,14 +135,19 @@ def test_analyses_runs_one_by_name(tmp_path, capsys):
 def test_analyses_all_runs_every_one_in_turn(tmp_path, capsys, monkeypatch):
     """Each real study has a test of its command; here each only says what it was given."""
 
-    def run(name, settings):
+    def measure(name, settings):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         table = pd.DataFrame({"data": ["digits"], "steps": [settings.train.steps]})
-        return Result(table, table, f"verdict of {name}", folder)
+        return Measured(table, table, folder)
 
+    def conclude(name, settings, runs, curves):
+        return Conclusion(runs, f"verdict of {name}")
+
+    monkeypatch.chdir(tmp_path)
     for name, analysis in ANALYSES.items():
-        monkeypatch.setitem(ANALYSES, name, replace(analysis, run=partial(run, name)))
+        parts = {"measure": partial(measure, name), "conclude": partial(conclude, name)}
+        monkeypatch.setitem(ANALYSES, name, replace(analysis, **parts))
         monkeypatch.setitem(FIGURES, name, lambda table, curves: {})
     assert main(["analyses", "--all", "--steps", "20", "--seeds", "1", "--no-progress"]) == 0
     text = capsys.readouterr().out
@@ -153,6 +158,7 @@ def test_analyses_all_runs_every_one_in_turn(tmp_path, capsys, monkeypatch):
         assert f"verdict of {name}" in text
         table = pd.read_csv(tmp_path / "runs" / name / "summary.csv")
         assert table["steps"].tolist() == [20]
+        assert f'href="{name}/report.html"' in (tmp_path / "runs" / "analyses.html").read_text()
 
 
 def test_cost_measures_steps_side_by_side(tmp_path, capsys):

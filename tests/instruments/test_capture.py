@@ -156,6 +156,8 @@ def test_a_sparse_gradient_is_named():
     capture.close()
 
 
+# The compiler leaves files for the garbage collector to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_compiled_model_gives_its_own_gradients():
     model = network()
     compiled = torch.compile(model, backend="aot_eager")

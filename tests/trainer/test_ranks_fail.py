@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -84,10 +85,12 @@ def test_a_stopped_rank_is_named(tmp_path):
         time.sleep(0.05)
     job.processes[2].kill()
     found = job.results()
-    assert job.said().count("gafscope: Rank 2 has not answered for 3 s") == 1
+    # Silent, or too slow, by what is noticed first.
+    how = r"Rank 2 has (?:not answered|held up the others) for 3 s"
+    assert len(re.findall(f"gafscope: {how}", job.said())) == 1
     for rank in (0, 1, 3):
         text = found[rank]
-        assert "UserError: Rank 2 has not answered for 3 s; its last step was " in text
+        assert re.search(f"UserError: {how}; its last step was ", text)
         step = int(text.split("its last step was ")[-1].split(".")[0])
         assert abs(step - stopped) <= 2
 
