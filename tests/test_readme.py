@@ -33,7 +33,7 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     exec(watch, names)
     assert len(names["scope"].run.scalars) == 8
     names |= {"ddp_model": names["model"], "scheduler": None}
-    with pytest.raises(names["gs"].UserError, match="torch.distributed"):
+    with pytest.raises(names["gs"].UserError, match=r"torch\.distributed"):
         exec(agree, names)
 
 
