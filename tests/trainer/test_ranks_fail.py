@@ -77,6 +77,7 @@ def test_a_stopped_rank_is_named(tmp_path):
     # Somewhat more patient than the heartbeat, as under torchrun.
     job = Job(slowed, 4, str(folder), 10_000, timeout=6)
     wait_for(folder, 5)
+    time.sleep(1.5)  # until each rank has been heard of
     os.kill(job.processes[2].pid, signal.SIGSTOP)
     stopped, started = lines(folder), time.monotonic()
     others = [job.processes[rank] for rank in (0, 1, 3)]
