@@ -14,6 +14,7 @@ from typing import final
 import pandas as pd
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.presets import as_published
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.trials import (
     SMOOTH,
@@ -153,22 +154,8 @@ WHITE_NOISE = Analysis(
             noise_samples=50_000,
             noise_shape="3,32,32",
             noise_classes=100,
-            train=TrainSettings(
-                data="cifar100",
-                model="resnet18",
-                model_options={"stem": "imagenet"},
-                channels_last=True,
-                tau=0.97,
-                microbatch_size=100,
-                balance="given",
-                steps=500_000,
-                lr=0.01,
-                weight_decay=0.01,
-                scheduler="plateau",
-                patience=100,
-                validate_every=1000,
-                checkpoint_every=5000,
-                record_layers_every=1000,
+            train=as_published(
+                label_noise=0.0, balance="given", augment=False, validate_every=1000
             ),
         ),
     },

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gafscope.analyses.presets import as_published
 from gafscope.cli.settings import read_settings
 from gafscope.distributed.launch import launch
 from gafscope.plots import save_figure
@@ -15,23 +16,7 @@ from gafscope.trainer import TrainSettings, train
 
 PRESETS = {
     "quick": TrainSettings(),
-    "paper": TrainSettings(
-        data="cifar100",
-        model="resnet18",
-        model_options={"stem": "imagenet"},
-        channels_last=True,
-        microbatch_size=100,
-        balance="true",
-        augment=True,
-        steps=500_000,
-        lr=0.01,
-        weight_decay=0.01,
-        scheduler="plateau",
-        patience=100,
-        validate_every=500,
-        checkpoint_every=2000,
-        record_layers_every=1000,
-    ),
+    "paper": as_published(label_noise=0.0, tau=None, checkpoint_every=2000),
 }
 
 
