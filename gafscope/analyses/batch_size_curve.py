@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from gafscope.analyses.conditions import RULE_NAMES, interval_columns
+from gafscope.analyses.comparison import interval_columns
+from gafscope.analyses.conditions import RULE_NAMES
 from gafscope.analyses.curve_measure import DISTANCE, NOISE_SCALE, CurveMeasure
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured

@@ -1,4 +1,4 @@
-"""What microbatches are composed of: at random, class-balanced, or of a single class each.
+"""What microbatches are composed of: random samples, balanced or single classes, similar ones.
 
 The released code of arXiv 2412.18052 balances microbatches by the true labels, which nobody has
 where labels are wrong. How much of what is seen of agreement comes from that?
@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, interval_columns, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     CONTROLS,
     RULE_NAMES,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
-    interval_columns,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits
@@ -52,9 +50,10 @@ class CompositionSettings:
     The controls average microbatches of the same composition.
     """
 
-    compositions: tuple[str, ...] = ("iid", "given", "true", "single")
+    compositions: tuple[str, ...] = ("iid", "given", "true", "single", "similar")
     """How microbatches are composed: at random; class-balanced by the given or by the true labels;
-    of one given class each."""
+    of one given class each; of similar samples each, in groups by the activations before the last
+    layer of the network after 100 updates by averaging."""
     rules: tuple[str, ...] = ("gaf",)
     """Rules that filter, each NAME or NAME:OPTION=VALUE. The first has all three controls, the
     others a yoked one."""
@@ -117,7 +116,7 @@ def _conditions(settings: CompositionSettings) -> list[Condition]:
     conditions = []
     for composition in dict.fromkeys(settings.compositions):
         base = replace(train, balance=composition)
-        mean = replace(base, rule="mean", rule_options=None, warmup_updates=0)
+        mean = plain_averaging(base)
         place = (PLACE, composition)
         conditions.append(Condition(base.data, AVERAGING, mean, place))
         for number, (rule, spec) in enumerate(specs.items()):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
-from gafscope.analyses.conditions import AVERAGING, interval_columns
+from gafscope.analyses.comparison import interval_columns
+from gafscope.analyses.conditions import AVERAGING
 from gafscope.analyses.layer_distances import layer_distances
 from gafscope.analyses.leads import check_validated
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits

@@ -59,7 +59,8 @@ class EngineCostSettings:
     and P; --what parts tells where the time goes and how few operations and bytes it could be;
     --what step times the trainer's GAF step of k microbatches, with --microbatches and
     --microbatch-size, and --what rules that of every rule; --what watch times a loop of your own
-    that is watched, and --what ranks a decision of many ranks. Each has a --help of its own.
+    that is watched, --what ranks a decision of many ranks, and --what sweep trials of a sweep that
+    are trained together. Each has a --help of its own.
     """
 
     models: tuple[str, ...] = ("resnet18", "vit", "gpt", "cnn")

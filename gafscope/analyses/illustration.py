@@ -20,7 +20,8 @@ from torch import Tensor
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.aggregation import GAF
-from gafscope.analyses.conditions import RULE_NAMES, interval_columns
+from gafscope.analyses.comparison import interval_columns
+from gafscope.analyses.conditions import RULE_NAMES
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
 from gafscope.analyses.result import Analysis, Conclusion, Measured
 from gafscope.analyses.stage_measures import draw_rows, measure_stages

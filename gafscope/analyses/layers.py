@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, interval_columns, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     CONTROLS,
     RULE_NAMES,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
-    interval_columns,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.layer_distances import layer_distances
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
@@ -132,7 +130,7 @@ def _conditions(settings: LayersSettings) -> list[Condition]:
     conditions = []
     for noise in settings.noises:
         base = replace(train, label_noise=noise)
-        mean = replace(base, rule="mean", rule_options=None, warmup_updates=0)
+        mean = plain_averaging(base)
         slower = replace(mean, lr=settings.lr_factor * base.lr)
         place = (PLACE, noise)
         conditions.append(Condition(base.data, AVERAGING, mean, place))

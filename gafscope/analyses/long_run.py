@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, interval_columns, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     GAF,
     SAME_UPDATES,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
-    interval_columns,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import check_validated
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits
@@ -92,7 +90,7 @@ def conclude(settings: LongRunSettings, runs: pd.DataFrame, curves: pd.DataFrame
 def _conditions(settings: LongRunSettings) -> list[Condition]:
     check_validated(settings.train)
     base = settings.train
-    mean = replace(base, rule="mean", tau=None, rule_options=None, warmup_updates=0)
+    mean = plain_averaging(base)
     gaf = replace(base, rule="gaf")
     return [
         Condition(data_name(base), AVERAGING, mean),

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     GAF,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
@@ -117,7 +116,7 @@ def _conditions(settings: MicrobatchCountSettings) -> list[Condition]:
         data = f"{data_name(base)}, {grid}"
         for k, samples in sizes.items():
             own = replace(base, rule="gaf", microbatches=k, microbatch_size=samples)
-            mean = replace(own, rule="mean", tau=None, rule_options=None, warmup_updates=0)
+            mean = plain_averaging(own)
             conditions.append(Condition(data, AVERAGING, mean, (PLACE, k)))
             conditions.append(Condition(data, GAF, own, (PLACE, k), (YOKED,)))
     return conditions

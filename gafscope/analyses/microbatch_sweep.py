@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     GAF,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
     control_name,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import (
     behind_best_checkpoint,
@@ -131,7 +130,7 @@ def _conditions(settings: MicrobatchSweepSettings, chosen: Mapping[int, float]) 
     conditions = []
     for size in sorted(set(settings.sizes)):
         base = replace(settings.train, microbatch_size=size, rule_options=None)
-        mean = replace(base, rule="mean", tau=None, warmup_updates=0)
+        mean = plain_averaging(base)
         data, place = data_name(base), (PLACE, size)
         conditions.append(Condition(data, AVERAGING, mean, place))
         for tau in sorted(set(settings.taus)):

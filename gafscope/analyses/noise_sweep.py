@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     CONTROLS,
     GAF,
     RULE_NAMES,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, as_published, cifar_part, noisy_digits
@@ -123,7 +122,7 @@ def _conditions(settings: NoiseSweepSettings) -> list[Condition]:
     conditions = []
     for noise in settings.noises:
         base = replace(settings.train, label_noise=noise)
-        mean = replace(base, rule="mean", rule_options=None, warmup_updates=0)
+        mean = plain_averaging(base)
         slower = replace(mean, lr=settings.lr_factor * base.lr)
         place = (PLACE, noise)
         conditions.append(Condition(base.data, AVERAGING, mean, place))

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     GAF,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
@@ -160,7 +159,7 @@ def _conditions(settings: OptimizersSettings) -> list[Condition]:
         own = replace(base, rule="gaf", lr=lr, **_CHANGES[name])
         if name == "adamw":
             own = replace(own, weight_decay=settings.adamw_decay)
-        mean = replace(own, rule="mean", tau=None, rule_options=None, warmup_updates=0)
+        mean = plain_averaging(own)
         conditions.append(Condition(data_name(base), AVERAGING, mean, (PLACE, name)))
         conditions.append(Condition(data_name(base), GAF, own, (PLACE, name), (YOKED,)))
     if not conditions:

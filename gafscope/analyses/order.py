@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     GAF,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import behind_best_checkpoint, check_validated, tally
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
@@ -126,7 +125,7 @@ def _conditions(settings: OrderSettings) -> list[Condition]:
     conditions = []
     for place in dict.fromkeys(settings.flipped):
         base = replace(train, balance=_BALANCES[place], rule="gaf", rule_options=None)
-        mean = replace(base, rule="mean", warmup_updates=0)
+        mean = plain_averaging(base)
         add = partial(Condition, base.data, place=(PLACE, place))
         conditions.append(add(AVERAGING, mean))
         for anchor in dict.fromkeys(settings.anchors):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 from tyro.conf import OmitArgPrefixes
 
 from gafscope.aggregation import GAF
-from gafscope.analyses.conditions import RULE_NAMES, interval_columns
+from gafscope.analyses.comparison import interval_columns
+from gafscope.analyses.conditions import RULE_NAMES
 from gafscope.analyses.presets import all_of_cifar, cifar_part, noisy_digits
 from gafscope.analyses.purity import purity
 from gafscope.analyses.ranking import frozen_statistics

@@ -45,8 +45,9 @@ class RanksCostSettings:
     """Tokens, or samples, that a rank differentiates a step."""
     measured: tuple[int, ...] = (2, 4)
     """K to measure on this machine; none with --measured."""
-    model: str = "resnet18"
-    """What is measured: resnet18 (11.2 million numbers) or mlp (10.9 million)."""
+    models: tuple[str, ...] = ("resnet18",)
+    """What is measured: resnet18 (11.2 million numbers), mlp (10.9 million, whose backward has
+    little to hide an exchange behind)."""
     microbatch: int = 4
     """Samples of a rank, where it is measured."""
     repeats: int = 9
@@ -86,10 +87,11 @@ def check_ranks(settings: RanksCostSettings) -> pd.DataFrame:
         settings: The settings.
 
     Returns:
-        One row a number of ranks: `ranks`, `numbers`, `plain_MB`, `agreed_MB` sent by a rank,
-        `bytes_ratio`, `predicted_ratio`, `seconds_ratio` (clock), `processor_ratio` (processor
-        seconds of a rank, which tell more where there are fewer free cores than ranks),
-        `extra_memory` and `predicted_memory` in units of P numbers. Empty without ranks.
+        One row a network and number of ranks: `model`, `ranks`, `numbers`, `plain_MB`, `agreed_MB`
+        sent by a rank, `bytes_ratio`, `predicted_ratio`, `seconds_ratio` (clock),
+        `processor_ratio` (processor seconds of a rank, which tell more where there are fewer free
+        cores than ranks), `extra_memory` and `predicted_memory` in units of P numbers. Empty
+        without ranks.
 
     Raises:
         UserError: If a number is out of range.
@@ -98,13 +100,15 @@ def check_ranks(settings: RanksCostSettings) -> pd.DataFrame:
 
     network = _network(settings)
     rows: list[dict[str, Any]] = []
-    for ranks in tqdm(settings.measured, desc="cost, ranks", delay=2.0, leave=False):
-        found = measure_ranks(ranks, settings.model, settings.microbatch, settings.repeats)
+    cases = [(model, ranks) for model in settings.models for ranks in settings.measured]
+    for model, ranks in tqdm(cases, desc="cost, ranks", delay=2.0, leave=False):
+        found = measure_ranks(ranks, model, settings.microbatch, settings.repeats)
         base = plain(DDP, ranks, found.numbers, network)
         own = agreed(DDP, ranks, found.numbers, 1, network)
         unit = found.numbers * _FLOAT
         rows.append(
             {
+                "model": model,
                 "ranks": ranks,
                 "numbers": found.numbers,
                 "plain_MB": found.plain_bytes / 1e6,

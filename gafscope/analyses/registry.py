@@ -8,6 +8,7 @@ from gafscope.analyses.composition import COMPOSITION
 from gafscope.analyses.demo import DEMO
 from gafscope.analyses.dynamics import DYNAMICS
 from gafscope.analyses.illustration import ILLUSTRATION
+from gafscope.analyses.language import LANGUAGE
 from gafscope.analyses.layers import LAYERS
 from gafscope.analyses.long_run import LONG_RUN
 from gafscope.analyses.metrics_study import METRICS_STUDY
@@ -39,6 +40,7 @@ ANALYSES: dict[str, Analysis] = {
         ILLUSTRATION,
         LAYERS,
         COMPOSITION,
+        LANGUAGE,
         ORDER,
         PURITY,
         CALIBRATED_TAU,

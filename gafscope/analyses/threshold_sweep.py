@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, final
 
 from tyro.conf import OmitArgPrefixes
 
+from gafscope.analyses.comparison import SHOWN, compare, points
 from gafscope.analyses.conditions import (
     AVERAGING,
     GAF,
-    SHOWN,
     YOKED,
     Condition,
-    compare,
     measure_conditions,
+    plain_averaging,
     plan_conditions,
-    points,
 )
 from gafscope.analyses.leads import (
     behind_best_checkpoint,
@@ -105,7 +104,7 @@ def _conditions(settings: ThresholdSweepSettings) -> list[Condition]:
     conditions = []
     for noise in noises:
         base = replace(settings.train, label_noise=noise, rule_options=None)
-        mean = replace(base, rule="mean", tau=None, warmup_updates=0)
+        mean = plain_averaging(base)
         conditions.append(Condition(data_name(base), AVERAGING, mean))
         for tau in sorted(dict.fromkeys(settings.taus)):
             own = replace(base, rule="gaf", tau=tau)

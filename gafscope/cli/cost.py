@@ -13,6 +13,7 @@ from gafscope.analyses.parts_cost import PartsCostSettings, measure_parts_cost
 from gafscope.analyses.ranks_study import RanksCostSettings, check_ranks, predict_ranks
 from gafscope.analyses.rules_cost import RulesCostSettings, measure_rules_cost, target_sentence
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
+from gafscope.analyses.sweep_cost import SweepCostSettings, measure_sweep_cost
 from gafscope.analyses.watch_cost import WatchCostSettings, measure_watch_cost
 from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
@@ -42,7 +43,7 @@ def run_cost(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: What follows `cost`; `--what engines`, the default, `growth`, `parts`,
-            `ranks`, `rules`, `step` or `watch` is what is measured.
+            `ranks`, `rules`, `step`, `sweep` or `watch` is what is measured.
 
     Raises:
         UserError: If a setting is wrong.
@@ -124,7 +125,7 @@ def _run_ranks(settings: RanksCostSettings) -> None:
     if len(measured):
         _write(measured, folder / "ranks-measured.csv")
         written.append(folder / "ranks-measured.csv")
-        print(f"\n{settings.model} with DDP on this machine's loopback (measured)")
+        print("\nDDP on this machine's loopback (measured)")
         print_table(measured)
     print_text(
         "Bytes are what a rank sends a step; seconds what the backward does not hide; a step's "
@@ -168,6 +169,18 @@ def _run_step(settings: StepCostSettings) -> None:
     print(f"\nTable: {path}")
 
 
+def _run_sweep(settings: SweepCostSettings) -> None:
+    table = measure_sweep_cost(settings)
+    path = _path(settings.output, "sweep", settings.device)
+    _write(table, path)
+    print_table(table)
+    print_text(
+        "Seconds are medians a trial; 'speedup' is the median over the turns, with quartiles in "
+        "brackets, of the time one by one over the time together."
+    )
+    print(f"\nTable: {path}")
+
+
 def _run_watch(settings: WatchCostSettings) -> None:
     table = measure_watch_cost(settings)
     path = _path(settings.output, "watch", settings.device)
@@ -190,6 +203,7 @@ _RUNS: Mapping[str, tuple[Any, Callable[[Any], None]]] = {
     "ranks": (RanksCostSettings(), _run_ranks),
     "rules": (RulesCostSettings(), _run_rules),
     "step": (StepCostSettings(), _run_step),
+    "sweep": (SweepCostSettings(), _run_sweep),
     "watch": (WatchCostSettings(), _run_watch),
 }
 

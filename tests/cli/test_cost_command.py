@@ -91,6 +91,19 @@ def test_watch(tmp_path, capsys):
     assert "beyond the bare loop's" in capsys.readouterr().out
 
 
+def test_trials_together_are_timed_against_one_by_one(tmp_path, capsys):
+    out = tmp_path / "cost"
+    arguments = ["--trials", "3", "--steps", "4", "--repeats", "2", "--output", str(out)]
+    assert main(["cost", "--what", "sweep", *arguments]) == 0
+    table = pd.read_csv(out / "sweep.csv")
+    row = table.iloc[0]
+    assert (row["trials"], row["steps"]) == (3, 4)
+    # The time of every turn lies between the extremes, so the ratio's quartiles frame its median.
+    assert 0 < row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+    assert min(row["alone_seconds"], row["together_seconds"]) > 0
+    assert "one by one over the time together" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_names_the_other_tables(capsys):
     with pytest.raises(SystemExit):
         main(["cost", "--help"])
@@ -98,6 +111,7 @@ def test_help_names_the_other_tables(capsys):
     assert "--what growth" in text
     assert "--what step" in text
     assert "--what watch" in text
+    assert "--what sweep" in text
     assert "[peers]" in text
 
 
@@ -110,6 +124,7 @@ def test_help_names_the_other_tables(capsys):
         (["--device", "tpu"], ["tpu", "cuda"]),
         (["--what", "growth", "--fixed-samples", "10"], ["does not divide 10"]),
         (["--what", "watch", "--microbatches", "1"], ["microbatches >= 2", "found 1"]),
+        (["--what", "sweep", "--trials", "1"], ["at least 2", "(1,)"]),
     ],
 )
 def test_mistakes_are_explained(arguments, words, capsys, tmp_path, monkeypatch):
