@@ -43,7 +43,7 @@ class CalibratedGAF:
     so that tau comes out low there.
 
     New thresholds are averaged with the one so far, half and half, since one Gramian of 32 rows
-    leaves the false-accept rate uncertain by 10-30%. Between two calibrations the spectrum moves on:
+    leaves the false-accept rate uncertain by 10-30%. Between two calibrations the spectrum moves:
     a network that learns random labels by heart halves its effective dimension within some hundred
     steps, and until the next calibration the threshold lets more through than was asked for. A
     smaller `every` follows sooner and costs more. With k > 2 the rate holds at each visit

@@ -54,7 +54,7 @@ def _quick() -> TrainSettings:
 class DynamicsSettings:
     """Follow accuracy and cosine distance while a network is trained by averaging.
 
-    Any network will do: --model cnn, --model vit, --model resnet18 ...
+    Any network will do: --model cnn, --model vit, --model resnet18, --data text --model gpt ...
     """
 
     noises: tuple[float, ...] = (0.0, 0.4)

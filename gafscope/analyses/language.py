@@ -58,12 +58,12 @@ _PARTS = 10
 def _small_text(**changes: Any) -> TrainSettings:
     settings = TrainSettings(
         data="text",
-        data_options={"context": "32", "size": "100000"},
+        data_options={"context": "32", "size": "60000"},
         model="gpt",
         model_options={"dim": "32", "depth": "2", "heads": "2"},
-        tau=0.75,
+        tau=0.97,
         microbatch_size=12,
-        steps=400,
+        steps=300,
         optimizer="adamw",
         lr=0.003,
         validate_every=50,
@@ -137,7 +137,7 @@ def conclude(settings: LanguageSettings, runs: pd.DataFrame, curves: pd.DataFram
         row: dict[str, Any] = dict(zip(("data", PLACE, "rule"), key, strict=True))
         row["seeds"] = len(group)
         for column in (*_LOSSES, *_DISTANCES):
-            row |= interval_columns(column, group[column].tolist())
+            row |= interval_columns(column, group[column].dropna().tolist())
         for other, name in _UNDER.items():
             row |= interval_columns(name, _differences(runs, row, other))
         row |= {column: group[column].mean() for column in _MEANS}
@@ -189,7 +189,8 @@ def _of_run(run: Run) -> dict[str, float]:
     distance = run.scalars["distance_mean"].dropna()
     low, median, high = distance.quantile([0.05, 0.5, 0.95])
     return {
-        **{name: run.summary[name] for name in _LOSSES},
+        # A run that ended before its first validation has no best one.
+        **{name: run.summary.get(name, math.nan) for name in _LOSSES},
         "mean_distance": distance.mean(),
         "late_distance": distance.tail(max(1, len(distance) // _PARTS)).mean(),
         "distance_q05": low,

@@ -65,7 +65,8 @@ class NoiseSweepSettings:
     """Rules that filter, each NAME or NAME:OPTION=VALUE. The first has all three controls, the
     others a yoked one."""
     cold_start: bool = False
-    """Train each GAF of a fixed threshold also without --warmup-updates."""
+    """Train each GAF of a fixed threshold also without --warmup-updates, to see whether it starts;
+    without a control."""
     lr_factor: float = 0.1
     """The smaller learning rate is so many times --lr."""
     seeds: int = 3
@@ -133,7 +134,7 @@ def _conditions(settings: NoiseSweepSettings) -> list[Condition]:
             conditions.append(Condition(base.data, rule, own, place, controls))
             if settings.cold_start and spec.name == "gaf":
                 cold = replace(own, warmup_updates=0)
-                conditions.append(Condition(base.data, f"{rule}, cold", cold, place, (YOKED,)))
+                conditions.append(Condition(base.data, f"{rule}, cold", cold, place))
     return conditions
 
 

@@ -65,7 +65,14 @@ def all_of_cifar(**changes: Any) -> TrainSettings:
         changes: What a study does otherwise.
     """
     return cifar_part(
-        **{"subset": None, "steps": 20_000, "validate_every": 500, "device": "cuda"} | changes
+        **{
+            "subset": None,
+            "steps": 20_000,
+            "validate_every": 500,
+            "device": "cuda",
+            "device_decision": True,
+        }
+        | changes
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gafscope.analyses.adversarial import ADVERSARIAL
 from gafscope.analyses.batch_size_curve import BATCH_SIZE_CURVE
 from gafscope.analyses.calibrated_tau import CALIBRATED_TAU
 from gafscope.analyses.composition import COMPOSITION
@@ -43,6 +44,7 @@ ANALYSES: dict[str, Analysis] = {
         LANGUAGE,
         ORDER,
         PURITY,
+        ADVERSARIAL,
         CALIBRATED_TAU,
         METRICS_STUDY,
         RULES_STUDY,

@@ -14,6 +14,7 @@ from gafscope.data.digits import read_digits
 from gafscope.data.files import Place, find_place
 from gafscope.data.folder import read_folder
 from gafscope.data.splits import Dataset
+from gafscope.data.text import text
 from gafscope.data.white_noise import white_noise
 from gafscope.errors import UserError, unknown_name
 
@@ -25,6 +26,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "cifar100n": (),
     "white-noise": ("shape", "samples", "classes"),
     "folder": ("path", "image_size"),
+    "text": ("context", "size"),
 }
 
 
@@ -58,11 +60,13 @@ def load_data(
 
     Args:
         name: "digits", "cifar10", "cifar100", "cifar10n", "cifar100n" (training labels by people),
-            "white-noise" or "folder".
+            "white-noise", "folder" or "text" (windows of bytes, to predict the next one in).
         data_dir: Folder of the data files; by default the one that the environment variable
-            GAFSCOPE_DATA names, else ~/.cache/gafscope/data.
+            GAFSCOPE_DATA names, else ~/.cache/gafscope/data. Of "text" a file, or a folder whose
+            files are tasks of their own; by default texts that are installed with Python.
         label_noise: Share of training labels moved to another class, drawn uniformly; in [0, 1).
-        validation: Share of the training data held out, stratified by class; in (0, 1).
+        validation: Share of the training data held out, stratified by class (of "text": whole
+            passages, stratified by task); in (0, 1).
         subset: Use a class-balanced part of the training data of this size, validation included;
             a multiple of the number of classes.
         seed: Decides subset, validation split and noise.
@@ -72,7 +76,8 @@ def load_data(
         **options: "cifar10n": `human`, which labels ("worse_label", "aggre_label",
             "random_label1" .. "random_label3"). "white-noise": `shape`, `samples`, `classes`.
             "folder": `path` (below `data_dir` where that is given, and `data_dir` itself when left
-            out) and `image_size`.
+            out) and `image_size`. "text": `context`, bytes a window, and `size`, bytes that are
+            used of each text.
 
     Returns:
         The data set.
@@ -92,6 +97,10 @@ def load_data(
     _check_shares(name, label_noise, validation, subset)
     if name == "white-noise":
         return white_noise(validation=validation, seed=seed, **options).to(device)
+    if name == "text":
+        return text(
+            path=data_dir, label_noise=label_noise, validation=validation, seed=seed, **options
+        ).to(device)
     if name == "folder":
         source = read_folder(**_below(data_dir, options))
     else:
@@ -154,6 +163,11 @@ def _check_shares(name: str, label_noise: float, validation: float, subset: int 
         raise UserError(
             f"Dataset '{name}' has the noise of human labels, found label_noise={label_noise} on "
             f"top: leave it at 0, or use '{name.removesuffix('n')}' for symmetric noise."
+        )
+    if name == "text" and subset is not None:
+        raise UserError(
+            f"Dataset 'text' takes no subset, found subset={subset}: leave it out, and set the "
+            "option 'size', in bytes of each text."
         )
     if name == "white-noise" and (label_noise or subset is not None):
         raise UserError(

@@ -15,9 +15,11 @@ from gafscope.data.augment import check_images, crop_and_flip
 from gafscope.data.splits import Split
 from gafscope.errors import UserError, unknown_name
 
-BALANCES = ("iid", "given", "true", "single", "first-flipped", "last-flipped")
+BALANCES = ("iid", "given", "true", "single", "similar", "first-flipped", "last-flipped")
 """How microbatches may be composed: at random; balanced by the given or the true labels; of one
-given class each; or of right labels only, but for one microbatch of wrong ones."""
+given class each; of one group of similar samples each; or of right labels only, but for one
+microbatch of wrong ones. Text has tasks in place of classes."""
+_ONE_POOL = ("single", "similar")
 _FLIPPED_ROW = {"first-flipped": 0, "last-flipped": -1}
 
 
@@ -30,6 +32,8 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
     there is one pool. With "given" and "true" there is one a class, and every microbatch holds
     exactly u / classes samples of each class. With "single" every microbatch is drawn from one
     class by the given labels, the classes of a macrobatch at random and as different as k allows.
+    Where the split has tasks (as text has), they take the place of the classes; "similar" is
+    "single" by tasks that are groups of similar samples.
     With "first-flipped" and "last-flipped" one microbatch is drawn from the samples whose label is
     wrong, the others from the rest: for studies of what the visiting order decides.
 
@@ -44,8 +48,8 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
 
     Raises:
         UserError: A size below 1, an unknown balance, k * u above n, u not divisible by the number
-            of classes, too few samples of a class or of wrong labels, or augmentation of inputs
-            that are no images.
+            of classes, too few samples of a class or of wrong labels, no classes to balance by, or
+            augmentation of inputs that are no images.
 
     Example:
         >>> labels = torch.arange(12) % 3
@@ -171,7 +175,7 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
     def _pools(self) -> Tensor:
         """Give the pool of each place of a macrobatch, (k*u,), microbatch after microbatch."""
         k, u, pools = self._microbatches, self._microbatch_size, len(self._sizes_c)
-        if self._balance == "single":
+        if self._balance in _ONE_POOL:
             classes = torch.randperm(pools, generator=self._generator)
             return classes[torch.arange(k) % pools].repeat_interleave(u)
         if self._balance in _FLIPPED_ROW:
@@ -190,10 +194,15 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
 def _pool_labels(split: Split, balance: str) -> Tensor:
     if balance == "iid":
         return torch.zeros(len(split), dtype=torch.int64)
-    if balance in ("given", "single"):
-        return split.targets.cpu()
-    if balance == "true":
-        return split.true_targets.cpu()
+    if balance in ("given", "true", *_ONE_POOL):
+        if split.tasks is not None:
+            return split.tasks.cpu()
+        if balance == "similar" or split.targets.ndim > 1:
+            raise UserError(
+                f"balance='{balance}' goes by the tasks of the samples, but this split has none: "
+                "give it `tasks`, or use balance='iid'."
+            )
+        return (split.true_targets if balance == "true" else split.targets).cpu()
     if balance in _FLIPPED_ROW:
         return split.flipped.cpu().long()
     raise unknown_name("balance", balance, BALANCES)
@@ -214,7 +223,7 @@ def _check_sizes(n: int, microbatches: int, microbatch_size: int) -> None:
 def _check_pools(sizes: Tensor, microbatches: int, microbatch_size: int, balance: str) -> None:
     if balance in ("given", "true"):
         _check_classes(sizes, microbatches, microbatch_size, balance)
-    elif balance == "single":
+    elif balance in _ONE_POOL:
         need = microbatch_size * -(-microbatches // len(sizes))
         if int(sizes.min()) < need:
             raise UserError(

@@ -18,11 +18,13 @@ class Split:
     """Inputs and labels of one split; n samples of one shape.
 
     Attributes:
-        inputs: (n, *shape), uint8 images in 0..255 or float32.
-        targets: (n,) int64, the labels to train on.
-        true_targets: (n,) int64, the labels before any noise.
+        inputs: (n, *shape), uint8 images in 0..255, float32, or int64 tokens (n, t).
+        targets: (n,) int64, the labels to train on; of tokens (n, t), one a position.
+        true_targets: The labels before any noise, in the same shape.
         mean: (C,) channel means of `inputs / 255`, or None. Only for uint8 images (n, C, H, W).
         std: (C,) channel standard deviations of `inputs / 255`, or None together with `mean`.
+        tasks: (n,) int64, the text, source or group that each sample is from; None where only
+            the labels divide the samples.
 
     Raises:
         UserError: No samples, lengths that differ, a dtype that is none of the above, a negative
@@ -34,6 +36,7 @@ class Split:
     true_targets: Tensor
     mean: Tensor | None = None
     std: Tensor | None = None
+    tasks: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self)
@@ -44,8 +47,8 @@ class Split:
 
     @property
     def flipped(self) -> Tensor:
-        """Which labels the noise moved: (n,) bool, `targets != true_targets`."""
-        return self.targets != self.true_targets
+        """Which samples the noise moved a label of: (n,) bool, `targets != true_targets`."""
+        return (self.targets != self.true_targets).reshape(len(self), -1).any(1)
 
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give samples the way a model takes them.
@@ -55,7 +58,7 @@ class Split:
 
         Returns:
             Inputs (b, *shape) float32, uint8 images as `(inputs / 255 - mean) / std`; and
-            targets (b,) int64.
+            targets (b,) int64. Tokens (b, t) stay int64, with targets (b, t).
         """
         inputs, targets = self.inputs, self.targets
         if indices is not None:
@@ -75,6 +78,7 @@ class Split:
             self.true_targets.to(device),
             None if self.mean is None else self.mean.to(device),
             None if self.std is None else self.std.to(device),
+            None if self.tasks is None else self.tasks.to(device),
         )
 
 
@@ -138,23 +142,43 @@ def _check_labels(split: Split) -> None:
         raise UserError("A split must hold at least one sample, but this one is empty: add data.")
     for name in ("targets", "true_targets"):
         labels: Tensor = getattr(split, name)
-        if labels.dtype != torch.int64 or labels.shape != (count,):
+        # One a sample, or one a token.
+        shape = split.inputs.shape if labels.ndim > 1 and _holds_tokens(split) else (count,)
+        if labels.dtype != torch.int64 or labels.shape != shape:
             raise UserError(
                 f"{name} must be one int64 label for each of the {count} inputs, found "
-                f"{labels.dtype} of shape {tuple(labels.shape)}: give a tensor of shape ({count},)."
+                f"{labels.dtype} of shape {tuple(labels.shape)}: give a tensor of shape "
+                f"{tuple(shape)}."
             )
         if int(labels.min()) < 0:
             raise UserError(
                 f"{name} must be 0 or larger, found {int(labels.min())}: "
                 "drop unlabelled samples or renumber the classes from 0."
             )
+    if split.targets.shape != split.true_targets.shape:
+        raise UserError(
+            "targets and true_targets must have one shape, found "
+            f"{tuple(split.targets.shape)} and {tuple(split.true_targets.shape)}: give both one a "
+            "sample, or both one a token."
+        )
+    tasks = split.tasks
+    if tasks is not None and (tasks.dtype != torch.int64 or tasks.shape != (count,)):
+        raise UserError(
+            f"tasks must be one int64 number for each of the {count} inputs, found {tasks.dtype} "
+            f"of shape {tuple(tasks.shape)}: give a tensor of shape ({count},)."
+        )
+
+
+def _holds_tokens(split: Split) -> bool:
+    return split.inputs.dtype == torch.int64 and split.inputs.ndim == 2
 
 
 def _check_inputs(split: Split) -> None:
-    if split.inputs.dtype not in (torch.uint8, torch.float32):
+    if split.inputs.dtype not in (torch.uint8, torch.float32) and not _holds_tokens(split):
         raise UserError(
-            f"inputs must be uint8 images or float32, found {split.inputs.dtype}: "
-            "convert them, e.g. with .float()."
+            "inputs must be uint8 images, float32, or int64 tokens of shape (n, t), found "
+            f"{split.inputs.dtype} of shape {tuple(split.inputs.shape)}: convert them, e.g. with "
+            ".float()."
         )
     if split.mean is None and split.std is None:
         return

@@ -1,4 +1,4 @@
-"""Image classifiers by name, fitted to the shape of the data."""
+"""Networks by name, fitted to the shape of the data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from gafscope.errors import UserError, unknown_name
 from gafscope.models._parts import require_sizes
 from gafscope.models.cnn import cnn
+from gafscope.models.gpt import gpt
 from gafscope.models.mlp import mlp
 from gafscope.models.resnet import resnet18, resnet34
 from gafscope.models.vit import vit
@@ -23,18 +24,19 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "vit": vit,
+    "gpt": gpt,
 }
 
 
 def model_names() -> tuple[str, ...]:
-    """Name the image classifiers that `build_model` makes.
+    """Name the networks that `build_model` makes.
 
     Returns:
         The names.
 
     Example:
         >>> model_names()
-        ('mlp', 'cnn', 'resnet18', 'resnet34', 'vit')
+        ('mlp', 'cnn', 'resnet18', 'resnet34', 'vit', 'gpt')
     """
     return tuple(_FACTORIES)
 
@@ -47,12 +49,13 @@ def build_model(
     seed: int | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Make the named image classifier for samples of one shape.
+    """Make the named image classifier or language model for samples of one shape.
 
     Args:
         name: One of `model_names()`.
-        input_shape: Shape of one sample, (channels, height, width); any shape for "mlp".
-        num_classes: Number of logits.
+        input_shape: Shape of one sample, (channels, height, width); any shape for "mlp";
+            (context,) for "gpt".
+        num_classes: Number of logits; for "gpt" the size of its vocabulary.
         seed: Seed of the initialisation. The weights are then drawn on the CPU, the same ones
             whatever the device is later, and the global random state is left as it was. None
             draws from the global random state.
@@ -61,7 +64,8 @@ def build_model(
             at most 8 x 8 patches.
 
     Returns:
-        The network, which maps (n, *input_shape) to (n, num_classes).
+        The network, which maps (n, *input_shape) to (n, num_classes); a "gpt" maps tokens
+        (n, context) to (n, context, num_classes).
 
     Raises:
         UserError: If the name or an option is unknown, the shape does not suit the network, or
@@ -75,7 +79,8 @@ def build_model(
     if name not in _FACTORIES:
         raise unknown_name("model", name, model_names())
     factory = _FACTORIES[name]
-    fitted = {"num_classes": num_classes, **_fit(name, tuple(input_shape))}
+    classes = "vocab_size" if name == "gpt" else "num_classes"
+    fitted = {classes: num_classes, **_fit(name, tuple(input_shape))}
     choices = [option for option in inspect.signature(factory).parameters if option not in fitted]
     for option in options:
         if option not in choices:
@@ -95,6 +100,13 @@ def _fit(name: str, shape: tuple[int, ...]) -> dict[str, int]:
     require_sizes(**{f"input_shape[{i}]": size for i, size in enumerate(shape)})
     if name == "mlp":
         return {"in_features": math.prod(shape)}
+    if name == "gpt":
+        if len(shape) != 1:
+            raise UserError(
+                f"Model 'gpt' takes tokens of shape (context,), but the samples have shape {shape};"
+                " choose a network for images, or the data set 'text'."
+            )
+        return {"context": shape[0]}
     if len(shape) != 3:
         raise UserError(
             f"Model '{name}' takes images of shape (channels, height, width), but the samples have "

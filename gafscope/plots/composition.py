@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 _TICKS = {
     "iid": "at random",
-    "given": "balanced,\ngiven labels",
-    "true": "balanced,\ntrue labels",
+    "given": "balanced\n(given)",
+    "true": "balanced\n(true)",
     "single": "one given\nclass each",
+    "similar": "similar\nsamples",
 }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gafscope.plots.adversarial import plot_adversarial
 from gafscope.plots.batch_size_curve import plot_batch_size_curve
 from gafscope.plots.calibrated_tau import plot_calibrated_tau
 from gafscope.plots.composition import plot_composition
 from gafscope.plots.dynamics import plot_dynamics
 from gafscope.plots.illustration import plot_illustration
+from gafscope.plots.language import plot_language
 from gafscope.plots.layers import plot_layers
 from gafscope.plots.long_run import plot_long_run
 from gafscope.plots.metrics_study import plot_metrics
@@ -104,12 +106,14 @@ def plot_white_noise(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Fig
 
 
 FIGURES: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "adversarial": plot_adversarial,
     "batch-size-curve": plot_batch_size_curve,
     "calibrated-tau": plot_calibrated_tau,
     "composition": plot_composition,
     "demo": plot_demo,
     "dynamics": plot_dynamics,
     "illustration": plot_illustration,
+    "language": plot_language,
     "layers": plot_layers,
     "long-run": plot_long_run,
     "metrics": plot_metrics,

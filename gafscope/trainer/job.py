@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gafscope.aggregation import Gate, RandomSkip, Yoked, rule_names
-from gafscope.data import Dataset, MicrobatchSampler, dataset_names, load_data
+from gafscope.data import Dataset, MicrobatchSampler, Split, dataset_names, load_data
 from gafscope.errors import UserError, unknown_name
 from gafscope.gradients import supervised
 from gafscope.models import build_model, model_names
@@ -22,6 +23,7 @@ from gafscope.records import load_run
 from gafscope.trainer.options import make_rule, parse_options
 from gafscope.trainer.ranks import Ranks
 from gafscope.trainer.settings import TrainSettings
+from gafscope.trainer.similar import similar_groups
 from gafscope.trainer.trainer import Trainer
 
 _OPTIMIZERS: dict[str, Callable[[TrainSettings, Iterable[nn.Parameter]], Optimizer]] = {
@@ -44,6 +46,8 @@ _OPTIMIZERS: dict[str, Callable[[TrainSettings, Iterable[nn.Parameter]], Optimiz
     ),
 }
 _SCHEDULERS = ("none", "plateau")
+# Updates of the brief training whose activations tell which samples are similar.
+_BRIEF = 100
 
 
 @final
@@ -116,6 +120,7 @@ def assemble(
         clip_norm=settings.clip_norm,
         precision=settings.precision,
         compile=settings.compile,
+        device_decision=settings.device_decision,
         validate_every=settings.validate_every,
         checkpoint_every=settings.checkpoint_every,
         keep_checkpoints=settings.keep_checkpoints,
@@ -126,7 +131,7 @@ def assemble(
     )
     k = settings.microbatches
     sampler = MicrobatchSampler(
-        dataset.train,
+        _grouped(settings, model, dataset.train),
         microbatches=1 if isinstance(k, str) else k,
         microbatch_size=settings.microbatch_size,
         balance=settings.balance,
@@ -152,8 +157,37 @@ def _check(settings: TrainSettings) -> None:
         raise UserError(f"lr, the learning rate, must be positive, but is {settings.lr}.")
     if settings.steps < 1:
         raise UserError(f"steps must be at least 1, but is {settings.steps}.")
+    if (settings.data == "text") != (settings.model == "gpt"):
+        raise UserError(
+            "The data set 'text' and the model 'gpt' go together, but these are "
+            f"'{settings.data}' and '{settings.model}'; use --data text --model gpt, or neither."
+        )
     if settings.patience < 0:
         raise UserError(f"patience must be at least 0, but is {settings.patience}.")
+
+
+def _grouped(settings: TrainSettings, model: nn.Module, train: Split) -> Split:
+    """Give the samples of "similar" microbatches their groups, by a copy trained for a moment."""
+    if settings.balance != "similar":
+        return train
+    if Ranks.found() is not None:
+        raise UserError(
+            "balance='similar' groups the samples by a training of its own, which ranks might "
+            "round differently; use one process, or another balance."
+        )
+    model, loss = copy.deepcopy(model), supervised(nn.functional.cross_entropy)
+    optimizer = _optimizer(settings, model)
+    u = settings.microbatch_size
+    batches = MicrobatchSampler(train, microbatches=1, microbatch_size=u, seed=settings.seed)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        model.train()
+        for _ in range(_BRIEF):
+            optimizer.zero_grad()
+            loss(model, next(batches)).mean().backward()
+            optimizer.step()
+    return replace(train, tasks=similar_groups(model, train, 4 * u))
 
 
 def _gate(settings: TrainSettings) -> Gate | None:

@@ -15,23 +15,26 @@ class TrainSettings:
     """
 
     data: str = "digits"
-    """Data set: digits, cifar10, cifar100, cifar10n, cifar100n, white-noise or folder."""
+    """Data set: digits, cifar10, cifar100, cifar10n, cifar100n, white-noise, folder or text."""
     data_dir: str | None = None
-    """Where the data set's files are; $GAFSCOPE_DATA when not given."""
+    """Where the data set's files are; $GAFSCOPE_DATA when not given. For text a file, or a folder
+    whose files are tasks of their own; texts installed with Python when not given."""
     data_options: dict[str, str] | None = None
-    """Options of the data set, e.g. samples 1000 classes 10 shape 1,32,32 for white-noise."""
+    """Options of the data set, e.g. samples 1000 classes 10 shape 1,32,32 for white-noise, or
+    context 64 size 100000 (bytes of a window, and of each text) for text."""
     download: bool = False
     """Download the data set if it is not there."""
     download_url: str | None = None
     """Another address to download from."""
     label_noise: float = 0.0
-    """Share of training labels that are moved to a different class, in [0, 1)."""
+    """Share of training labels (of text: next bytes) that are moved to a different class, in
+    [0, 1)."""
     subset: int | None = None
     """Use a class-balanced part of so many training images."""
     validation: float = 0.1
     """Share of the training images that is cut off for validation."""
     model: str = "mlp"
-    """Network: mlp, cnn, resnet18, resnet34 or vit."""
+    """Network: mlp, cnn, resnet18, resnet34 or vit; gpt for text."""
     model_options: dict[str, str] | None = None
     """Options of the network, e.g. hidden 256,128 or stem imagenet norm group width 32."""
     rule: str = "gaf"
@@ -47,7 +50,9 @@ class TrainSettings:
     """u, samples a microbatch; with --microbatches samples the samples of a macrobatch."""
     balance: str = "iid"
     """Sampling: iid; exactly u / classes of each class by given or true labels; single, one given
-    class a microbatch; first-flipped or last-flipped, one microbatch of wrong labels alone."""
+    class a microbatch; similar, one group a microbatch of samples whose activations in a briefly
+    trained network are similar; first-flipped or last-flipped, one microbatch of wrong labels
+    alone. Text has tasks (the kinds of text, or files) in place of classes."""
     augment: bool = False
     """Random crops (padding 4) and flips."""
     steps: int = 1500
@@ -71,6 +76,9 @@ class TrainSettings:
     """fp32, or bf16 for autocast."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    device_decision: bool = False
+    """Where the rule allows it (GAF, averaging), decide without waiting for the device and mask the
+    update instead of skipping it; faster on a GPU, where a step becomes a CUDA graph."""
     channels_last: bool = False
     """Lay images out channels last, which is faster for convolutions."""
     batch_norm: str = "accepted"

@@ -23,6 +23,7 @@ _ELSEWHERE = (
     "download",
     "download_url",
     "device",
+    "device_decision",
     "run_dir",
     "progress",
     "keep_checkpoints",
@@ -84,9 +85,9 @@ def run_config(settings: TrainSettings) -> dict[str, Any]:
     config["tau"] = getattr(rule, "tau", getattr(getattr(rule, "rule", None), "tau", None))
     if settings.yoked_to is not None:
         config["yoked_to"] = str(settings.yoked_to)
-    # The published data sets are the same wherever they are; a folder of images is not.
+    # The published data sets are the same wherever they are; images or texts of one's own are not.
     folder = config.pop("data_dir")
-    if settings.data == "folder" and folder is not None:
+    if settings.data in ("folder", "text") and folder is not None:
         config["data_dir"] = str(Path(folder).resolve())
     return config
 

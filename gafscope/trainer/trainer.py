@@ -26,13 +26,14 @@ from gafscope.records import RunWriter
 from gafscope.trainer.batches import Batches
 from gafscope.trainer.best import BestCheckpoint
 from gafscope.trainer.calibration import Calibration
-from gafscope.trainer.checks import check_macrobatch, check_plateau, check_run, check_settings
-from gafscope.trainer.evaluate import evaluate
+from gafscope.trainer.checks import check_macrobatch, check_run, check_settings
 from gafscope.trainer.interrupt import Interrupt, end_by
+from gafscope.trainer.keep import Made, keep
+from gafscope.trainer.on_device import device_step_of
 from gafscope.trainer.per_sample import SAMPLES, make_macrobatch
 from gafscope.trainer.progress import Progress
 from gafscope.trainer.ranks import Ranks
-from gafscope.trainer.row import current_lr, described, scalar_row
+from gafscope.trainer.row import current_lr, described
 from gafscope.trainer.session import Session
 from gafscope.trainer.state import random_state, restore_random_state
 from gafscope.trainer.update import apply_update
@@ -79,6 +80,8 @@ class Trainer:
         clip_norm: Clip the combined gradient to this norm; None does not.
         precision: "fp32", or "bf16" for autocast.
         compile: Compile the model with torch.compile.
+        device_decision: Where the rule allows it (GAF, averaging), decide without waiting for the
+            device and mask the update instead of skipping it; faster on a GPU, as a CUDA graph.
         validate_every: Steps between validations.
         checkpoint_every: Steps between checkpoints, which a thread writes while training goes on.
         keep_checkpoints: How many of the newest checkpoints are kept.
@@ -118,6 +121,7 @@ class Trainer:
     clip_norm: float | None = None
     precision: str = "fp32"
     compile: bool = False
+    device_decision: bool = False
     validate_every: int = 100
     checkpoint_every: int = 500
     keep_checkpoints: int = 1
@@ -148,7 +152,10 @@ class Trainer:
         self._random: dict[str, Any] | None = None
         self.changed = False
         self.status = ""
-        self._rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.row: dict[str, Any] = {}
+        self.ends_at = 0
+        self._device_step = device_step_of(self, self._macrobatch) if self.device_decision else None
 
     def fit(
         self,
@@ -179,6 +186,7 @@ class Trainer:
             SystemExit: On SIGTERM likewise, with code 143.
         """
         check_run(self, steps, validates=validate is not None)
+        self.ends_at = steps
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with ExitStack() as stack:
             if self.ranks is not None:
@@ -199,7 +207,7 @@ class Trainer:
                 return session.result(validate, test)
             import pandas as pd
 
-            return pd.DataFrame(self._rows)
+            return pd.DataFrame(self.rows)
 
     def _keep_random(self) -> None:
         self._random = random_state()
@@ -241,6 +249,8 @@ class Trainer:
                 session.check()
                 ended_by = interrupt.requested if self.ranks is None else self.ranks.ended_by
                 ends = bool(self.status or ended_by)
+                if ends and self._device_step is not None:
+                    keep(self, self._device_step.read(), None, session.writer)
                 if ends or self.step % self.checkpoint_every == 0:
                     session.save(wait=ends)
                 end_by(ended_by)
@@ -256,44 +266,34 @@ class Trainer:
             writer: The record; None keeps the row in memory.
 
         Returns:
-            The row of scalars, and advice for the user when the run has just stalled.
+            The newest row of scalars that is known, with `device_decision` maybe an older one,
+            and advice for the user when the run has just stalled.
 
         Raises:
             UserError: As in `fit`.
         """
-        started = time.perf_counter()
         check_macrobatch(self, batch_size(batch))
         batch = pytree.tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), batch)
-        warming_up = self.updates < self.warmup_updates
-        every = self.record_layers_every
-        layers = every > 0 and self.step % every == 0
+        layers = self.record_layers_every > 0 and self.step % self.record_layers_every == 0
+        validates = validate is not None and (self.step + 1) % self.validate_every == 0
         self.model.train()
+        device = self._device_step
+        if device is not None and device.takes(layers):
+            made = device.run(batch, self.step, due=validates or not self.row)
+        else:
+            made = [] if device is None else device.read()
+            made.append(self._decide(batch, layers))
+        self.row, advice = keep(self, made, validate if validates else None, writer)
+        self.step += 1
+        return self.row, advice
+
+    def _decide(self, batch: Any, layers: bool) -> Made:
+        """Do one step whose decision is taken here."""
+        started = time.perf_counter()
+        warming_up = self.updates < self.warmup_updates
         if not warming_up:
             self._calibration.before(batch)
         rule = Mean() if warming_up else self.aggregator
         outcome = self._macrobatch.run(batch, rule, self.step, layers)
-        lr = current_lr(self.optimizer)
-        norm, stepped = apply_update(self, outcome)
-        advice = self.watchdog.see(self.step, outcome.decision)
-        row = scalar_row(self.step, outcome, stepped, norm, lr, self.aggregator)
-        if validate is not None and (self.step + 1) % self.validate_every == 0:
-            row |= self._validate(validate)
-        row["seconds"] = time.perf_counter() - started
-        if writer is None and self.run_dir is None:
-            self._rows.append(row)
-        elif writer is not None:
-            writer.scalars(row)
-            if (gramian := outcome.gramian) is not None and outcome.recorded:
-                writer.gramians(self.step, gramian.matrix, gramian.layers)
-        self.step += 1
-        return row, advice
-
-    def _validate(self, batch: Any) -> dict[str, float]:
-        result = evaluate(self.model, self.loss, batch, self.ranks)
-        self.best.see(self.step, self.model, result)
-        if isinstance(self.scheduler, ReduceLROnPlateau) and self.changed:
-            metric = result["accuracy" if self.scheduler.mode == "max" else "loss"]
-            check_plateau(self.scheduler, metric)
-            self.scheduler.step(metric)
-        self.changed = False
-        return {f"validation_{name}": value for name, value in result.items()}
+        lr, stepped = current_lr(self.optimizer), apply_update(self, outcome)
+        return Made(self.step, outcome, stepped, lr, time.perf_counter() - started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from gafscope.trainer.trainer import Trainer
 
 
-def apply_update(trainer: Trainer, outcome: Outcome) -> tuple[float, bool]:
+def apply_update(trainer: Trainer, outcome: Outcome) -> bool:
     """Step the optimizer if the rule and the gate say so.
 
     A parameter without a gradient is left alone, by momentum and weight decay too.
@@ -25,7 +24,7 @@ def apply_update(trainer: Trainer, outcome: Outcome) -> tuple[float, bool]:
         outcome: What the macrobatch gave.
 
     Returns:
-        The combined gradient's norm before clipping, NaN without a step; whether it stepped.
+        Whether it stepped.
     """
     update = outcome.update
     if trainer.gate is not None and update is not None and not trainer.gate.opens(trainer.step):
@@ -49,4 +48,4 @@ def apply_update(trainer: Trainer, outcome: Outcome) -> tuple[float, bool]:
         moved = outcome.decision.finite
     if trainer.microbatches != SAMPLES:  # single samples move no statistics
         trainer.statistics.commit(moved.nonzero().flatten().tolist())
-    return outcome.norm if stepped else math.nan, stepped
+    return stepped

@@ -57,6 +57,16 @@ def test_single_class_microbatches_disagree(study):
     assert own["mean_distance"].iloc[0] == pytest.approx(run.scalars["distance_mean"].mean())
 
 
+def test_similar_samples_are_drawn_from_groups(tmp_path):
+    settings = small(tmp_path, compositions=("similar",), rules=("gaf:tau=2",), seeds=1)
+    measured = ANALYSIS.measure(settings)
+    assert load_run(tmp_path / "digits-composition-similar-averaging-seed0").config["balance"] == (
+        "similar"
+    )
+    distance = measured.runs.set_index("rule")["mean_distance"]
+    assert distance["averaging"] == pytest.approx(distance["gaf tau=2"], abs=1e-6)
+
+
 def test_leads_by_hand(study):
     _, measured, conclusion = study
     part = measured.runs[measured.runs["composition"] == "iid"]

@@ -110,12 +110,30 @@ def test_the_verdict_and_the_figure(study):
     assert len(figure.axes) == 2 * 3 + 2  # with a colour bar each
 
 
-def test_any_network(tmp_path):
-    train = {"model": "cnn", "model_options": {"width": "4"}, "steps": 20, "microbatch_size": 4}
-    settings = small(tmp_path, noises=(0.0,), seeds=1, train=train)
-    runs = ANALYSIS.measure(settings).runs
-    assert len(runs) > 6
-    assert runs["late"].between(0, 2).all()
+TRANSFORMER = {"dim": "8", "depth": "1", "heads": "2"}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "part"),
+    [
+        ("cnn", {"width": "4"}, "bias"),
+        ("resnet18", {"width": "4", "stem": "cifar"}, "conv"),
+        ("vit", TRANSFORMER, "positions"),
+        ("gpt", TRANSFORMER, "positions.weight"),
+    ],
+)
+def test_any_network(tmp_path, model, options, part):
+    train = {"model": model, "model_options": options, "steps": 20, "microbatch_size": 4}
+    if model == "gpt":
+        train |= {"data": "text", "data_options": {"context": "8", "size": "6000"}}
+    settings = small(tmp_path, noises=(0.0, 0.4), seeds=1, train=train)
+    measured = ANALYSIS.measure(settings)
+    assert len(measured.runs) > 12
+    assert measured.runs["part"].str.contains(part, regex=False).any()
+    assert measured.runs["late"].between(0, 2).all()
+    conclusion = ANALYSIS.conclude(settings, measured.runs, measured.curves)
+    assert FIGURES["dynamics"](conclusion.table, measured.curves)["dynamics"].axes
+    assert len(ANALYSIS.plan(settings)) == 2
 
 
 @pytest.mark.parametrize("changes", [{"records": 19}, {"train": {"steps": 19}}])

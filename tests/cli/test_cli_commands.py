@@ -165,7 +165,8 @@ def test_cost_measures_steps_side_by_side(tmp_path, capsys):
     words = ["--model", "mlp", "--microbatch-size", "4", "--repeats", "2"]
     assert main(["cost", "--what", "step", *words, "--output", str(tmp_path / "cost")]) == 0
     table = (tmp_path / "cost" / "step.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in table] == ["step", "plain loop", "Mean", "GAF"]
+    kinds = [line.split(",")[0] for line in table]
+    assert kinds == ["step", "plain loop", "Mean", "GAF", "masked GAF"]
 
 
 def test_interrupted_run_goes_on(tmp_path, capsys, monkeypatch):

@@ -21,6 +21,7 @@ def test_the_names():
         "cifar100n",
         "white-noise",
         "folder",
+        "text",
     )
 
 

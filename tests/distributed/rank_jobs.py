@@ -20,7 +20,7 @@ import torch.distributed as dist
 # it in milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "gafscope.distributed.distribute"])
-TIMEOUT = 120.0
+TIMEOUT = 500.0
 
 
 def run_ranks(job: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:

@@ -14,10 +14,11 @@ NARROW = {
     "resnet34": {"width": 4},
     "vit": {"dim": 6, "depth": 1},
 }
+FOR_TOKENS = {"gpt": {"dim": 8, "depth": 1}}
 
 
 def test_every_name_has_a_network():
-    assert model_names() == tuple(NARROW)
+    assert model_names() == (*NARROW, *FOR_TOKENS)
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -32,6 +33,15 @@ def test_an_mlp_takes_any_shape_and_the_others_images_only():
     assert model(torch.zeros(2, 20)).shape == (2, 3)
     with pytest.raises(UserError, match=r"'cnn' takes images of shape .* \(20,\)"):
         build_model("cnn", input_shape=(20,), num_classes=3)
+
+
+def test_a_gpt_fits_the_tokens():
+    model = build_model("gpt", input_shape=(5,), num_classes=7, seed=0, **FOR_TOKENS["gpt"])
+    assert model(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 7)
+    with pytest.raises(UserError, match=r"tokens of shape \(context,\).* \(1, 8, 8\)"):
+        build_model("gpt", input_shape=(1, 8, 8), num_classes=7)
+    with pytest.raises(UserError, match="option of model 'gpt' 'context'"):
+        build_model("gpt", input_shape=(5,), num_classes=7, context=8)
 
 
 def test_options_reach_the_network():

@@ -23,7 +23,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["gafscope.trainer", "sklearn.datasets", "pandas", "pyarrow.parquet", "torch._dynamo"]
 )
-PATIENCE = 120.0
+PATIENCE = 500.0
 
 
 class Job:

@@ -26,14 +26,23 @@ def check(ranks: int, names: tuple[str, ...], k: int = 4, steps: int = STEPS) ->
         assert first["accepted"] == alone["accepted"], name
         share = np.mean(first["accepted"])
         assert share > 0.02 and (share < 0.98 or name in ("mean", "soft", "sign")), (name, share)
+        # A mean over many rows is added up in an order that depends on how long the shards are.
+        rounded = name == "sign" and k > 4
         for key, value in alone["model"].items():
-            if "running" in key:
+            if "running" in key or rounded:
                 torch.testing.assert_close(first["model"][key], value, rtol=1e-5, atol=1e-6)
             else:
                 assert torch.equal(first["model"][key], value), (name, key)
-        for column in ("loss", "accuracy", "stepped", "not_finite", "lr"):
+        exact = ("accuracy", "stepped", "not_finite", "lr", *(() if rounded else ("loss",)))
+        for column in exact:
             assert equal(first["history"][column], alone["history"][column]), (name, column)
-        for column in ("grad_norm", "distance_to_sum", "validation_loss", "validation_accuracy"):
+        for column in (
+            "loss",
+            "grad_norm",
+            "distance_to_sum",
+            "validation_loss",
+            "validation_accuracy",
+        ):
             ours, theirs = (np.array(o["history"][column], float) for o in (first, alone))
             np.testing.assert_allclose(ours, theirs, 1e-5, 1e-6, err_msg=column)
 

@@ -231,7 +231,7 @@ def test_the_same_settings_have_the_same_folder():
 OTHER = {int: 3, float: 0.25, str: "x", bool: True, type(None): 0.5, dict: {"hidden": "9"}}
 WHERE = {
     *("download", "download_url", "device", "run_dir", "progress", "data_dir", "steps"),
-    *("keep_checkpoints", "rank_timeout"),
+    *("keep_checkpoints", "rank_timeout", "device_decision"),
 }
 
 
