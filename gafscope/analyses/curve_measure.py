@@ -53,7 +53,7 @@ class CurveMeasure:
         import pandas as pd
 
         data, model, loss = job.dataset.train, job.trainer.model, job.trainer.loss
-        classes = None if self.balance == "iid" else job.dataset.num_classes
+        classes = None if self.balance == "iid" else _groups(job)
         known = _draw(data, self.rows, self.row_size, self.balance, seed)
         gram = gramian(model, loss, next(known), self.rows, layers=False, seed=seed)
         curve = predict_curve(
@@ -75,6 +75,12 @@ class CurveMeasure:
             )
             lines.append({"kind": DISTANCE, "u": u, "measured": measured, **predicted})
         return pd.DataFrame(lines)
+
+
+def _groups(job: Job) -> int:
+    """Count what microbatches are balanced by: tasks where there are any, else classes."""
+    tasks = job.dataset.train.tasks
+    return job.dataset.num_classes if tasks is None else len(tasks.unique())
 
 
 def measured_distance(

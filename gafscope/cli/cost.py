@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from gafscope.analyses.ranks_study import RanksCostSettings, check_ranks, predic
 from gafscope.analyses.rules_cost import RulesCostSettings, measure_rules_cost, target_sentence
 from gafscope.analyses.step_cost import StepCostSettings, measure_step_cost
 from gafscope.analyses.sweep_cost import SweepCostSettings, measure_sweep_cost
-from gafscope.analyses.watch_cost import WatchCostSettings, measure_watch_cost
+from gafscope.analyses.watch_cost import VIEW_COLUMNS, WatchCostSettings, measure_watch_cost
 from gafscope.cli.output import make_folder, print_table, print_text
 from gafscope.cli.settings import read_settings, take
 from gafscope.errors import unknown_name
+from gafscope.live import unseen_panel
 from gafscope.plots import save_figure
 from gafscope.plots.costs import plot_engine_cost, plot_growth_cost, plot_ranks_cost
 from gafscope.records import atomic_write
@@ -182,12 +184,20 @@ def _run_sweep(settings: SweepCostSettings) -> None:
 
 
 def _run_watch(settings: WatchCostSettings) -> None:
-    table = measure_watch_cost(settings)
+    shown = importlib.util.find_spec("ipywidgets") is not None
+    table = measure_watch_cost(settings, unseen_panel if shown else None)
     path = _path(settings.output, "watch", settings.device)
     _write(table, path)
     for (model, parameters), part in table.groupby(["model", "parameters"], sort=False):
         print(f"\n{model}, {parameters:,} parameters")
-        print_table(part.drop(columns=["model", "parameters"]))
+        print_table(part.drop(columns=["model", "parameters", *VIEW_COLUMNS]))
+        for share, loop, longest in part[[*VIEW_COLUMNS]].dropna().to_numpy():
+            print(
+                f"The live panel took {share:.2%} of the {loop:.3g} s of its loop, at most "
+                f"{longest:.2g} s at once."
+            )
+    if not shown:
+        print_text("Not installed, so not measured: ipywidgets, the live panel's.")
     print_text(
         "Ratios are medians over the turns, with quartiles in brackets, to the bare loop. The "
         "memory is the peak of a measured step beyond the bare loop's, rows on disk included, "

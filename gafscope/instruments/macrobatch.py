@@ -16,9 +16,11 @@ from gafscope.gradients import Gramian
 from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.instruments.capture import Row, holds_gradient
 from gafscope.instruments.filtering import Filter, Holding, Streaming
-from gafscope.instruments.memory import Rows
+from gafscope.instruments.ghost_rows import GhostRows
+from gafscope.instruments.memory import GHOST, Rows
 from gafscope.instruments.settings import Settings
 from gafscope.instruments.split import SplitRows
+from gafscope.instruments.splitter import Splitter
 
 
 @final
@@ -57,7 +59,7 @@ class Macrobatch:
     parameters: Mapping[str, nn.Parameter]
     settings: Settings
     measures: bool
-    rows: Rows | SplitRows
+    rows: Rows | SplitRows | GhostRows
     statistics: RunningStatistics
     products: geometry.StreamingProducts
 
@@ -155,3 +157,21 @@ class Macrobatch:
             return Streaming(fold, self.settings.rule, parameters, self.products, shared)
         assert self.settings.microbatches is not None and isinstance(self.rows, Rows)
         return Holding(self.settings.rule, self.settings.microbatches, self.parameters, self.rows)
+
+
+def hooked_rows(
+    settings: Settings, splitter: Splitter, parameters: Mapping[str, nn.Parameter]
+) -> SplitRows | GhostRows | None:
+    """Put the ghost engine's hooks into the model's calls, if `watch` was told to.
+
+    Args:
+        settings: What `watch` was told.
+        splitter: Knows the model.
+        parameters: The watched parameters by name.
+
+    Returns:
+        The rows of one macrobatch, to be closed at its end; None where whole rows are kept.
+    """
+    if settings.split is not None:
+        return SplitRows(splitter, parameters)
+    return GhostRows(splitter, parameters) if settings.memory == GHOST else None

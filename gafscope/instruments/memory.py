@@ -19,7 +19,8 @@ from gafscope.gradients import GradientRows, Gramian
 from gafscope.gradients.types import sum_of_layers
 from gafscope.instruments.capture import Row
 
-MEMORY = ("rows", "bf16", "cpu", "disk")
+GHOST = "ghost"
+MEMORY = ("rows", "bf16", "cpu", "disk", GHOST)
 # Blocks that stay in the processor's cache; a GPU wants few large kernels instead.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 23}
 
@@ -30,7 +31,8 @@ class Rows:
 
     Args:
         memory: "rows" keeps them as they come; "bf16" in half the memory; "cpu" in the host's
-            memory; "disk" in files that are mapped into memory.
+            memory; "disk" in files that are mapped into memory. With "ghost" there are none
+            (see `GhostRows`).
 
     Raises:
         UserError: If there is no such place.

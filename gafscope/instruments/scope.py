@@ -18,9 +18,10 @@ from gafscope.errors import UserError
 from gafscope.gradients.batch_norm import RunningStatistics
 from gafscope.instruments.capture import Capture
 from gafscope.instruments.closures import with_closure
+from gafscope.instruments.ghost_rows import GhostRows
 from gafscope.instruments.listener import Listener, Record
 from gafscope.instruments.log import Log
-from gafscope.instruments.macrobatch import Macrobatch, Outcome
+from gafscope.instruments.macrobatch import Macrobatch, Outcome, hooked_rows
 from gafscope.instruments.memory import Rows
 from gafscope.instruments.row import scalar_row
 from gafscope.instruments.settings import Settings
@@ -72,7 +73,7 @@ class Scope:
         self._losses: list[Tensor | float] = []
         self._capture: Capture | None = None
         self._macrobatch: Macrobatch | None = None
-        self._split: SplitRows | None = None
+        self._hooked: SplitRows | GhostRows | None = None
         self._outcome: Outcome | None = None
         self._stack = ExitStack()
 
@@ -242,13 +243,12 @@ class Scope:
         if self._paused or not (due or self.filters):
             return
         parameters = watched_parameters(settings.model, settings.optimizers)
-        if settings.split is not None:
-            self._split = SplitRows(self._splitter, parameters)
+        self._hooked = hooked_rows(settings, self._splitter, parameters)
         self._macrobatch = macrobatch = Macrobatch(
             parameters,
             settings,
             due,
-            self._rows if self._split is None else self._split,
+            self._rows if self._hooked is None else self._hooked,
             self._statistics,
             self._products,
         )
@@ -257,11 +257,11 @@ class Scope:
     def _disarm(self) -> None:
         if self._capture is not None:
             self._capture.close()
-        if self._split is not None:
-            self._split.close()
+        if self._hooked is not None:
+            self._hooked.close()
         self._rows.drop()
         self._losses = []
-        self._split = None
+        self._hooked = None
         self._capture = self._macrobatch = self._outcome = None
 
     def _changed(self) -> bool:

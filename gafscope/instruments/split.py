@@ -1,15 +1,14 @@
 """Rows of loops with one backward a step: the samples of its batch, by the ghost engine.
 
-The engine's own forward and backward are not run: its hooks sit in those of the loop. Only when a
-kind of batch is first seen are a few samples run aside (`splitter.py`).
+Its hooks sit in the loop's own forward and backward (`model_calls.py`). Only when a kind of batch
+is first seen are a few samples run aside (`splitter.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from gafscope import geometry
@@ -20,10 +19,8 @@ from gafscope.gradients.ghost.ledger import Ledger
 from gafscope.gradients.ghost.run import Pass
 from gafscope.gradients.types import sum_of_layers
 from gafscope.instruments.capture import Row
+from gafscope.instruments.model_calls import ModelCalls, differs
 from gafscope.instruments.splitter import Call, Splitter
-
-# Float32 products of hundreds of rows add up to this; a call that was missed is far more.
-_TOLERANCE = 1e-3
 
 
 @final
@@ -40,15 +37,8 @@ class SplitRows:
         # Whether there was a single sample, with nothing to compare it to.
         self.alone = False
         self._backwards = 0
-        self._pass: Pass | None = None
-        self._ledger: Ledger | None = None
-        self._entered = False
         self._gramian: Gramian | None = None
-        model = splitter.model
-        self._handles = [
-            model.register_forward_pre_hook(self._enter, with_kwargs=True),
-            model.register_forward_hook(self._leave, always_call=True),
-        ]
+        self._calls = ModelCalls(splitter, self._begin)
 
     def drop(self) -> None:
         """Forget the last backward."""
@@ -57,9 +47,7 @@ class SplitRows:
 
     def close(self) -> None:
         """Take the hooks away and let go of everything."""
-        for handle in self._handles:
-            handle.remove()
-        self._release()
+        self._calls.close()
 
     def add(self, row: Row) -> None:
         """Take what the backward has given.
@@ -79,16 +67,11 @@ class SplitRows:
             )
         if self.alone:
             return
-        if self._pass is None or self._ledger is None:
-            raise UserError(
-                "split watches the call of the model, but a backward came without one; call the "
-                f"{type(self._splitter.model).__name__} itself, not only parts of it."
-            )
-        self._pass.finish()
+        ledger = self._calls.finish()
         matrices = {
-            name: geometry.blank_rows(matrix.cpu()) for name, matrix in self._ledger.grams().items()
+            name: geometry.blank_rows(matrix.cpu()) for name, matrix in ledger.grams().items()
         }
-        self._release()
+        ledger.release()
         whole = sum_of_layers(matrices)
         _check_sum(whole, row)
         self._gramian = Gramian(whole, matrices, engine="ghost")
@@ -109,47 +92,21 @@ class SplitRows:
         matrices = {name: matrix / scale**2 for name, matrix in kept}
         return Gramian(found.matrix / scale**2, matrices, found.engine)
 
-    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._splitter.looking or not torch.is_grad_enabled():
-            return
-        self._release()
-        call = Call(args, kwargs)
+    def _begin(self, call: Call) -> tuple[Pass, Ledger] | None:
         problem = self._splitter.problem(call, self._parameters)
         self.alone = problem.k < 2
         if self.alone:
-            return
+            return None
         plan = self._splitter.plan(problem, call)
-        ledger = Ledger(problem.parameters, plan.calls, problem.k, Products(), keep=False)
-        self._ledger = ledger
-        self._pass = Pass(problem, plan.calls, call.n, problem.k, ledger, foreign=True)
-        self._pass.__enter__()
-        self._entered = True
-
-    def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._splitter.looking or not self._entered:
-            return
-        assert self._pass is not None and self._ledger is not None
-        self._entered = False
-        self._pass.__exit__(None, None, None)
-        self._ledger.limit(self._pass.input_bytes // 4)
-        self._pass.listen()
-
-    def _release(self) -> None:
-        if self._pass is not None:
-            if self._entered:
-                self._entered = False
-                self._pass.__exit__(None, None, None)
-            self._pass.release()
-        if self._ledger is not None:
-            self._ledger.release()
-        self._pass = self._ledger = None
+        ledger = Ledger(problem.parameters, plan, problem.k, Products(), keep=False)
+        return Pass(problem, plan, call.n, problem.k, ledger, foreign=True), ledger
 
 
 def _check_sum(matrix: Tensor, row: Row) -> None:
     """The rows add up to the loop's gradient, so all entries to its squared norm."""
     square, _ = geometry.StreamingProducts()(row, [])
     total, size = float(matrix.sum()), float(matrix.diagonal().sum())
-    if abs(total - square) > _TOLERANCE * max(size, square):
+    if differs(total, square, size):
         raise UserError(
             f"The samples' gradients have a sum of squared norm {total:.4g}, but the loop's own "
             f"gradient has {square:.4g}: part of it does not come from the watched call of the "

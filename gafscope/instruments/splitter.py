@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from gafscope.errors import UserError
 from gafscope.gradients.ghost import Coupled, Unsupported
 from gafscope.gradients.ghost.check import checked
-from gafscope.gradients.ghost.plan import Plan, compare, survey
+from gafscope.gradients.ghost.plan import Call as Planned
+from gafscope.gradients.ghost.plan import compare, survey
 from gafscope.gradients.isolation import seed_everything, untouched
 from gafscope.gradients.problem import Problem
 
@@ -68,7 +69,13 @@ class Call:
     def kind(self) -> Any:
         """What a plan depends on."""
         shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in self.tensors)
-        return self.structure, shapes, torch.is_autocast_enabled(self.tensors[0].device.type)
+        switches = tuple(leaf for leaf in self._leaves if isinstance(leaf, bool | str))
+        return (
+            self.structure,
+            shapes,
+            switches,
+            torch.is_autocast_enabled(self.tensors[0].device.type),
+        )
 
 
 @final
@@ -77,12 +84,19 @@ class Splitter:
 
     Args:
         model: The model that the loop calls.
-        split: k, or "samples".
+        split: k, or "samples"; None where the batch is one row, for memory="ghost".
+
+    Attributes:
+        model: As given.
+        asked: What the user asked for, in the words of an error.
+        instead: What to do instead.
+        looking: Whether the model is being looked at, aside from the loop.
     """
 
     def __init__(self, model: nn.Module, split: int | str | None):
         self.model, self._split = model, split
-        self._plans: dict[Any, Plan] = {}
+        self.asked, self.instead = names_of(split)
+        self._plans: dict[Any, tuple[Planned, ...]] = {}
         self.looking = False
 
     def problem(self, call: Call, parameters: Mapping[str, nn.Parameter]) -> Problem:
@@ -95,7 +109,13 @@ class Splitter:
         Raises:
             UserError: If the batch does not divide.
         """
-        k = self._split if isinstance(self._split, int) else call.n
+        k = {None: 1, SAMPLES: call.n}.get(self._split, self._split)
+        assert isinstance(k, int)
+        if self._split is None and not call.n:
+            raise UserError(
+                f"{self.asked} needs to see the samples, but {type(self.model).__name__} is called "
+                f"without a tensor that has one entry a sample; {self.instead}."
+            )
         if not call.n or call.n % k:
             raise UserError(
                 f"split={self._split!r} must divide the batch that the loop gives to the model, "
@@ -105,7 +125,7 @@ class Splitter:
         batch = [t.detach().reshape(k, u, *t.shape[1:]) for t in call.tensors]
         return Problem(self.model, call, batch, k, u, dict(parameters), seed=0)
 
-    def plan(self, problem: Problem, call: Call) -> Plan:
+    def plan(self, problem: Problem, call: Call) -> tuple[Planned, ...]:
         """Give the plan of the forward pass.
 
         Args:
@@ -126,54 +146,74 @@ class Splitter:
                 seed_everything(self.model, problem.seed)
                 two, _ = survey(problem, 2)
                 three, decides = survey(problem, 3)
-                plan = checked(problem, compare(two, three), decides)
+                planned, lasting = compare(two, three), not decides
+                # The samples of a single row need not be told apart, and its norm is compared.
+                if problem.k > 1:
+                    plan = checked(problem, planned, decides)
+                    planned, lasting = plan.calls, plan.certain
         except (Unsupported, Coupled) as error:
-            raise _not_exact(error) from error
+            raise self._not_exact(error) from error
         finally:
             self.looking = False
-        if plan.certain:
-            self._plans[key] = plan
-        return plan
+        if lasting:
+            self._plans[key] = planned
+        return planned
 
     def _check_coupling(self) -> None:
         for name, module in self.model.named_modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 raise UserError(
-                    f"split cannot take the samples apart, since '{name}' "
+                    f"{self.asked} cannot take the samples apart, since '{name}' "
                     f"({type(module).__name__} in training mode) normalises them together; use "
-                    "GroupNorm, or accumulate microbatches instead."
+                    f"GroupNorm, or {self.instead}."
                 )
 
+    def _not_exact(self, error: Exception) -> UserError:
+        why = (
+            "its samples depend on each other"
+            if isinstance(error, Coupled)
+            else "they cannot be followed"
+        )
+        return UserError(
+            f"{self.asked} cannot take the samples of this model apart, since {why}: {error}. "
+            f"Instead, {self.instead}, or use gafscope.gramian now and then."
+        )
 
-def check_splittable(model: nn.Module) -> None:
+
+def names_of(split: int | str | None) -> tuple[str, str]:
+    """Name the setting that needs to see the samples.
+
+    Args:
+        split: As `watch` was given it; None where memory="ghost" was.
+
+    Returns:
+        What was asked for, and what to do instead.
+    """
+    if split is None:
+        return "memory='ghost'", "use memory='bf16'"
+    return "split", "accumulate microbatches"
+
+
+def check_splittable(model: nn.Module, split: int | str | None) -> None:
     """Refuse models whose own forward pass would not be left to the last bit as it is.
 
     Args:
         model: The model.
+        split: As `watch` was given it; None where memory="ghost" was.
 
     Raises:
         UserError: If it is compiled or recurrent.
     """
+    asked, _ = names_of(split)
+    instead = "use gafscope.gramian now and then" if split is not None else "use memory='bf16'"
     if hasattr(model, "_orig_mod"):
         raise UserError(
-            "split needs to see every call of the forward pass, which a compiled model does not "
-            "show; watch it uncompiled, or use gafscope.gramian now and then."
+            f"{asked} needs to see every call of the forward pass, which a compiled model does not "
+            f"show; watch it uncompiled, or {instead}."
         )
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
             raise UserError(
-                f"split would unroll '{name}' ({type(module).__name__}) step by step, which "
-                "changes the loop's own rounding; use gafscope.gramian now and then instead."
+                f"{asked} would unroll '{name}' ({type(module).__name__}) step by step, which "
+                f"changes the loop's own rounding; {instead}."
             )
-
-
-def _not_exact(error: Exception) -> UserError:
-    why = (
-        "its samples depend on each other"
-        if isinstance(error, Coupled)
-        else "they cannot be followed"
-    )
-    return UserError(
-        f"split cannot take the samples of this model apart, since {why}: {error}. Accumulate "
-        "microbatches instead, or use gafscope.gramian now and then."
-    )

@@ -12,9 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gafscope.aggregation import GAF, Calibrating, RowRule, Rule, Weighting, rows_needed
-from gafscope.errors import UserError
+from gafscope.errors import UserError, unknown_name
 from gafscope.instruments.listener import Listener
 from gafscope.instruments.log import process_rank
+from gafscope.instruments.memory import GHOST, MEMORY
 from gafscope.instruments.scaling import LossScale
 from gafscope.instruments.schedule import Schedule, as_schedule
 from gafscope.instruments.scope import Scope, Settings
@@ -86,7 +87,13 @@ def watch(
             distributed run gets a folder of its own beside it.
         layers: Record the Gramian of each parameter as well.
         memory: Where the k rows wait for the step: "rows" as they come, "bf16" in half the
-            memory, "cpu" in the host's memory, "disk" in mapped files.
+            memory, "cpu" in the host's memory, "disk" in mapped files. With "ghost" no row is
+            kept. What each layer is given, and the gradient of what it returns, wait instead, by
+            the hooks of `split` in the loop's own passes. A dense layer of p x q then keeps
+            u T (p + q) numbers a microbatch (u samples of T positions) instead of p q: good where
+            microbatches are small against the model, else dearer. A recorded step costs up to one
+            more weight gradient a microbatch. One call of the model before each backward and one
+            pass backwards through it; nothing else may add to the gradient. Observes only.
         listeners: Called with each `Record`: loggers, for instance. One that is a context manager
             as well is entered at `start` and left at `stop`.
         live: Show the loop while it runs, in the first process only: in Jupyter a panel below the
@@ -124,6 +131,7 @@ def watch(
             f"but is {microbatches!r}; leave it out to count them."
         )
     _check_split(split, filters, microbatches, model)
+    _check_memory(memory, split, filters, model)
     if filters and is_distributed(model):
         raise UserError(
             "filter=... decides in each process alone, so that the processes of a "
@@ -173,7 +181,24 @@ def _check_split(
             f"split={split!r} is for loops of one backward a step, microbatches={microbatches} for "
             "those of several; give one of them."
         )
-    check_splittable(model)
+    check_splittable(model, split)
+
+
+def _check_memory(memory: str, split: int | str | None, filters: bool, model: nn.Module) -> None:
+    if memory not in MEMORY:
+        raise unknown_name("memory", memory, MEMORY)
+    if memory != GHOST:
+        return
+    if split is not None:
+        raise UserError(
+            f"memory='ghost' is for loops of several backwards a step; split={split!r} keeps no "
+            "rows anyway, so leave memory out."
+        )
+    if filters:
+        raise UserError(
+            "filter=... adds gradients up, which memory='ghost' does not keep; use memory='bf16'."
+        )
+    check_splittable(model, split)
 
 
 def _check_rule(filter: Rule | None, rule: Weighting | None, microbatches: int | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
@@ -35,22 +36,28 @@ class NotebookPanel:
 
     Args:
         config: Settings of the run.
+        show: Shows the widget and returns the handle that updates it; None is Jupyter's `display`.
+        clock: Gives the time of the loop in seconds.
 
     Raises:
         UserError: If ipywidgets is not installed.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        show: Callable[[Any], Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self._widgets = require("ipywidgets", "notebook", "live=True in Jupyter")
         self._history = History(config)
         self._words = Words()
-        self._pictures = Throttle(_PICTURE_SHARE, _BETWEEN_PICTURES)
-        self._texts = Throttle(_TEXT_SHARE, _BETWEEN_TEXTS)
+        self._pictures = Throttle(_PICTURE_SHARE, _BETWEEN_PICTURES, clock)
+        self._texts = Throttle(_TEXT_SHARE, _BETWEEN_TEXTS, clock)
+        self._show = _display if show is None else show
         self._broken = False
 
     def __enter__(self) -> NotebookPanel:
-        from IPython.display import display
-
         # Once for the fonts, and once to learn from an empty panel what a full one may cost.
         png(self._history.draw())
         with self._pictures.drawing(times=_FULL_TO_EMPTY):
@@ -58,7 +65,7 @@ class NotebookPanel:
         self._label = self._widgets.Label("waiting for the first recorded step")
         self._image = self._widgets.Image(value=picture, format="png", layout={"max_width": "100%"})
         self._box = self._widgets.VBox([self._label, self._image])
-        self._handle: Any = display(self._box, display_id=True)
+        self._handle: Any = self._show(self._box)
         return self
 
     def __call__(self, record: Record) -> None:
@@ -92,6 +99,12 @@ class NotebookPanel:
             if not self._broken:
                 log.warning("watch: the live panel could not be drawn: %r", error)
             self._broken = True
+
+
+def _display(widget: Any) -> Any:
+    from IPython.display import display
+
+    return display(widget, display_id=True)
 
 
 def png(figure: Figure) -> bytes:

@@ -83,12 +83,19 @@ def test_watch(tmp_path, capsys):
     assert main(["cost", "--what", "watch", *words, *rest]) == 0
     table = pd.read_csv(tmp_path / "watch.csv").set_index("loop")
     assert table.loc["bare loop", "ratio"] == 1
-    assert len(table) == 6
+    assert len(table) == 8
     # The bare loop has one row beside `.grad` as well; in bf16 three rows are half as large.
     row = 4 * table["parameters"].iloc[0] / 1e6
     assert table.loc["watched, every step", "extra_MB"] == pytest.approx(2 * row, rel=0.05)
     assert table.loc["watched, every step, rows in bf16", "extra_MB"] < 1.6 * row
-    assert "beyond the bare loop's" in capsys.readouterr().out
+    # Two samples a microbatch have far fewer numbers than a row; what is left is workspace.
+    assert table.loc["watched, every step, ghost", "extra_MB"] < row
+    share = table.loc["watched, every step, with a live panel", "view_share"]
+    assert 0 < share < 1
+    assert table["view_share"].count() == 1
+    text = capsys.readouterr().out
+    assert "beyond the bare loop's" in text
+    assert f"The live panel took {share:.2%} of the " in text
 
 
 def test_trials_together_are_timed_against_one_by_one(tmp_path, capsys):

@@ -51,8 +51,12 @@ def traces(model, optimizer, scheduler, scaler):
     }
 
 
-def setting():
-    model = network(norm=True)
+MODES = [{}, {"filter": GAF(tau=0.6)}, {"memory": "ghost"}]
+
+
+def setting(mode=None):
+    # The ghost engine takes no BatchNorm in training mode.
+    model = network(norm="memory" not in (mode or {}))
     optimizer = sgd(model)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
     # A first step, since torch itself leaves traces at it.
@@ -60,11 +64,11 @@ def setting():
     return model, optimizer, scheduler, torch.amp.GradScaler("cpu")
 
 
-@pytest.mark.parametrize("filter", [None, GAF(tau=0.6)])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("nth", [0, 3])
 @pytest.mark.parametrize("place", PLACES)
-def test_an_exception_from_every_point_of_the_loop(place, nth, filter):
-    things = setting()
+def test_an_exception_from_every_point_of_the_loop(place, nth, mode):
+    things = setting(mode)
     model, optimizer, scheduler, scaler = things
     before = traces(*things)
     calls = 0
@@ -76,7 +80,7 @@ def test_an_exception_from_every_point_of_the_loop(place, nth, filter):
             if calls > nth:
                 raise Stop
 
-    scope = watch(model, optimizer, filter=filter, every=1, scheduler=scheduler, scaler=scaler)
+    scope = watch(model, optimizer, every=1, scheduler=scheduler, scaler=scaler, **mode)
     with pytest.raises(Stop), scope:
         train(model, optimizer, batches(6, 2), scheduler=scheduler, at=fail)
     assert traces(*things) == before
@@ -85,9 +89,9 @@ def test_an_exception_from_every_point_of_the_loop(place, nth, filter):
     assert len(scope.run.scalars) == finished == scope.step
 
 
-@pytest.mark.parametrize("filter", [None, GAF(tau=0.6)])
-def test_an_exception_from_within_a_backward_and_from_a_step(filter):
-    things = setting()
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exception_from_within_a_backward_and_from_a_step(mode):
+    things = setting(mode)
     model, optimizer, *_ = things
     before = traces(*things)
 
@@ -95,7 +99,7 @@ def test_an_exception_from_within_a_backward_and_from_a_step(filter):
         raise Stop
 
     for register in (model[0].weight.register_hook, optimizer.register_step_pre_hook):
-        with pytest.raises(Stop), watch(model, optimizer, filter=filter, every=1):
+        with pytest.raises(Stop), watch(model, optimizer, every=1, **mode):
             handle = register(fail)
             try:
                 train(model, optimizer, batches(1, 2))
@@ -105,12 +109,12 @@ def test_an_exception_from_within_a_backward_and_from_a_step(filter):
         assert traces(*things) == before
 
 
-@pytest.mark.parametrize("filter", [None, GAF(tau=0.6)])
-def test_without_an_exception_the_loop_goes_on_as_if_nothing_had_been(filter):
-    things = setting()
+@pytest.mark.parametrize("mode", MODES)
+def test_without_an_exception_the_loop_goes_on_as_if_nothing_had_been(mode):
+    things = setting(mode)
     before = traces(*things)
     model, optimizer, scheduler, scaler = things
-    with watch(model, optimizer, filter=filter, scheduler=scheduler, scaler=scaler):
+    with watch(model, optimizer, scheduler=scheduler, scaler=scaler, **mode):
         train(model, optimizer, batches(3, 2), scheduler=scheduler)
     assert traces(*things) == before
     twin, twin_optimizer = copy.deepcopy((model, optimizer))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from gafscope.gradients.ghost.calls import HANDLERS, Maker, Use, maker_of
-from gafscope.gradients.ghost.ledger import Ledger
+from gafscope.gradients.ghost.pieces import Piece
 from gafscope.gradients.ghost.places import Unsupported
 from gafscope.gradients.ghost.plan import Call, call_name
 from gafscope.gradients.ghost.trace import CallTrace, differentiable, tensors_in
@@ -33,6 +33,17 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 class PathChanged(Unsupported):
     """The forward pass made other calls than the plan says."""
+
+
+@runtime_checkable
+class Contributions(Protocol):
+    """Where a pass enters what its calls contribute; a `Ledger`, for one."""
+
+    def derive(self, key: str, tensor: Tensor) -> None:
+        """Enter a derived tensor."""
+
+    def add(self, key: str, piece: Piece) -> None:
+        """Enter a contribution."""
 
 
 @final
@@ -55,7 +66,7 @@ class Pass(CallTrace):
         calls: tuple[Call, ...],
         n: int,
         k: int,
-        ledger: Ledger,
+        ledger: Contributions,
         foreign: bool = False,
     ):
         super().__init__(problem.parameters)
@@ -126,7 +137,8 @@ class Pass(CallTrace):
         return sum(self._inputs.values())
 
     def release(self) -> None:
-        """Let go of the graph: its hooks refer to this object."""
+        """Let go of the graph: its hooks refer to this object, and do nothing from now on."""
+        self._listening = False
         self._sources.clear()
         self._makers.clear()
         self.outputs.clear()
@@ -195,7 +207,8 @@ class Pass(CallTrace):
         raise PathChanged("the model makes other calls than for the first samples")
 
     def _arrived(self, index: int, output: int, shape: torch.Size, gradient: Tensor) -> None:
-        if not self._listening:
+        # A second pass through somebody's graph finds what the first one has entered.
+        if not self._listening or index not in self._makers:
             return
         maker, gradients, missing = self._makers[index]
         gradients[output] = gradient.detach().view(shape)
