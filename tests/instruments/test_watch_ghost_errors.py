@@ -144,3 +144,33 @@ def test_a_wrong_number_of_microbatches_and_the_whole_loop():
         watch(model, optimizer, every=1, memory="ghost", microbatches=3),
     ):
         train(model, optimizer, data)
+
+
+@pytest.mark.parametrize("options", [{"memory": "ghost"}, {"split": "samples"}])
+def test_a_path_that_changes_by_chance_is_named(options):
+    class Wanders(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = network()
+            self.calls = [0]
+
+        def forward(self, inputs):
+            self.calls[0] += 1
+            twice = self.calls[0] > 40  # the first look at the model is over by then
+            hidden = self.layers[0](inputs)
+            return self.layers[2](
+                self.layers[1](hidden + self.layers[0](inputs) * twice if twice else hidden)
+            )
+
+    model = Wanders()
+    optimizer = sgd(model)
+    with (
+        pytest.raises(UserError, match="another path"),
+        watch(model, optimizer, every=1, **options),
+    ):
+        for _ in range(60):
+            plain(model).backward()
+            if "split" not in options:
+                plain(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
+from gafscope.errors import UserError
 from gafscope.gradients.ghost.calls import HANDLERS, Maker, Use, maker_of
 from gafscope.gradients.ghost.pieces import Piece
 from gafscope.gradients.ghost.places import Unsupported
@@ -204,6 +205,12 @@ class Pass(CallTrace):
             self._position += 1
             if (name, keys, outputs) == (call.name, call.keys, len(call.outputs)):
                 return call
+        if self._foreign:
+            raise UserError(
+                "The watched model takes another path than at its first call with such samples "
+                "(a branch by chance or by the values of its inputs), so their gradients cannot "
+                "be told apart; watch it without split and memory='ghost'."
+            )
         raise PathChanged("the model makes other calls than for the first samples")
 
     def _arrived(self, index: int, output: int, shape: torch.Size, gradient: Tensor) -> None:
