@@ -9,7 +9,8 @@ disk. The folder holds::
     scalars.jsonl      one JSON object a step
     matrices/          Gramians, one Parquet part a flush
     summary.json       final numbers
-    checkpoint.pt      written by the trainer
+    checkpoint.pt      everything to go on from; checkpoint-STEP.pt are kept older ones
+    best.pt            the weights that validated best, with their step
 """
 
 from gafscope.records.files import atomic_write
