@@ -15,7 +15,7 @@ from torch.optim import SGD
 from tqdm import tqdm
 
 from gafscope import geometry
-from gafscope.aggregation import RowRule, Rule
+from gafscope.aggregation import CalibratedGAF, RowRule, Rule
 from gafscope.analyses.cost_turns import (
     WARM_UPS,
     check_turns,
@@ -30,6 +30,7 @@ from gafscope.errors import UserError
 from gafscope.gradients import Gramian, supervised
 from gafscope.models import build_model
 from gafscope.trainer import Trainer
+from gafscope.trainer.calibration import Calibration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,8 @@ def measure_rules_cost(settings: RulesCostSettings) -> pd.DataFrame:
         One row a k and rule: `k`, `rule`, `way` (whether it streams, holds k gradients or needs
         rows), `decision_us` (microseconds; NaN for a rule that needs rows), `seconds` (median
         step), `ratio_to_mean` and `ratio_to_gaf` (medians over the turns), each of the four but
-        seconds with its quartiles, `stepped` (share of the timed steps that updated), `note`.
+        seconds with its quartiles, `stepped` (share of the timed steps that updated),
+        `calibrating` (of CalibratedGAF: what its calibrations take beside all steps), `note`.
 
     Raises:
         UserError: If a setting is wrong.
@@ -194,8 +196,23 @@ def _measure(
             row |= quartiles("ratio_to_mean", seconds[label] / seconds[MEAN])
             row |= quartiles("ratio_to_gaf", seconds[label] / seconds[GAF])
             row["stepped"] = float(np.mean(stepped[label][WARM_UPS:]))
+            row["calibrating"] = _calibrating(settings, trainers[label], batch, row["seconds"])
         rows.append(row | {"note": warm.notes.get(label, "")})
     return rows
+
+
+def _calibrating(settings: RulesCostSettings, trainer: Trainer, batch: Any, step: float) -> float:
+    """Give the time of a calibration over that of the steps from one to the next."""
+    rule = trainer.aggregator
+    if not isinstance(rule, CalibratedGAF):
+        return math.nan
+    trainer.step = 0  # a calibration is due
+    calibration = Calibration(trainer)
+    times = [
+        timed(lambda: calibration.before(batch), settings.device)[0]
+        for _ in range(WARM_UPS + settings.repeats)
+    ]
+    return float(np.median(times[WARM_UPS:])) / (rule.every * step)
 
 
 def _way(rule: Rule) -> str:

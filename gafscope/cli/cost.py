@@ -156,6 +156,10 @@ def _run_rules(settings: RulesCostSettings) -> None:
         "products alone; 'stepped' is the share of the timed steps that were taken, a rejected one "
         f"being cheaper. {target_sentence(table)}"
     )
+    if (shares := table["calibrating"].dropna()).size:
+        print_text(
+            f"CalibratedGAF's calibrations take {shares.max():.2%} beside all steps at most."
+        )
     print(f"\nTable: {path}")
 
 

@@ -44,6 +44,15 @@ def test_how_a_rule_runs(table):
     assert one(table, 8, "trimmed-mean")["seconds"] > 0
 
 
+def test_calibrations_are_spread_over_the_steps_between_them():
+    settings = RulesCostSettings(rules=("calibrated-gaf:every=50",), microbatches=(8,), **TINY)
+    table = measure_rules_cost(settings).set_index("rule")
+    share = table.loc["calibrated-gaf every=50", "calibrating"]
+    # A calibration differentiates the macrobatch as a step does, and takes no less than a tenth.
+    assert 0.1 / 50 < share < 100 / 50
+    assert math.isnan(table.loc["gaf", "calibrating"])
+
+
 def test_rules_that_need_more_microbatches_say_so(table):
     krum = one(table, 2, "krum")
     assert "at least 5" in krum["note"]
