@@ -19,6 +19,8 @@ _LEADS = (
 # More than two or three bands cannot be told apart.
 _UNSHADED = ("yoked control", "same updates", "random skip")
 _POINTS = "points of test accuracy, paired"
+# Letters along an axis, were all names as long as the longest; more run into each other.
+_CROWDED = 50
 
 
 def plot_places(
@@ -101,6 +103,9 @@ class _Places:
         if not self.numbers:
             names = [self._ticks.get(value, _name(value)) for value in self._values]
             axes.set_xticks(range(len(names)), names)
+            widest = max(len(line) for name in names for line in name.split("\n"))
+            if widest * len(names) > _CROWDED:
+                axes.tick_params(axis="x", labelrotation=30)
 
 
 def _name(value: Any) -> str:
