@@ -268,7 +268,7 @@ def plot_microbatch_sweep(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str
     Returns:
         Figure name -> figure.
     """
-    place, label = "microbatch_size", "u, samples a microbatch, with the tau chosen by validation"
+    place, label = "microbatch_size", "u, samples a microbatch; tau by validation"
     chosen = table[table["rule"] == "GAF"]
     ticks = {
         size: f"{size}\ntau {tau:g}" for size, tau in zip(chosen[place], chosen["tau"], strict=True)
