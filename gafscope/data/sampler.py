@@ -91,6 +91,7 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
         self._start_c = sizes.cumsum(0) - sizes
         self._used_c = sizes.clone()
         self._last_indices = torch.empty(0, dtype=torch.int64)
+        self._layout = None if balance in _ONE_POOL else self._lay_out(self._pools())
 
     @property
     def microbatches(self) -> int:
@@ -159,18 +160,25 @@ class MicrobatchSampler(Iterator[tuple[Tensor, Tensor]]):
         }
 
     def _draw(self) -> Tensor:
-        pools = self._pools()
-        each_c = torch.bincount(pools, minlength=len(self._sizes_c))
+        pools, turns, each_c = self._layout or self._lay_out(self._pools())
         for pool in (self._sizes_c - self._used_c < each_c).nonzero()[:, 0].tolist():
             self._shuffle(pool)
-        # The places of one pool take its samples in turn.
-        first_c = self._start_c + self._used_c - (each_c.cumsum(0) - each_c)
-        drawn = torch.empty_like(pools)
-        drawn[pools.argsort(stable=True)] = self._order_n[
-            first_c.repeat_interleave(each_c) + torch.arange(len(pools))
-        ]
+        drawn = self._order_n[(self._start_c + self._used_c)[pools] + turns]
         self._used_c += each_c
         return drawn
+
+    def _lay_out(self, pools: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Let the places of one pool take its samples in turn.
+
+        Returns:
+            The pool of each place; the place's turn in it; how many places each pool has.
+        """
+        each_c = torch.bincount(pools, minlength=len(self._sizes_c))
+        turns = torch.empty_like(pools)
+        turns[pools.argsort(stable=True)] = torch.arange(len(pools)) - (
+            each_c.cumsum(0) - each_c
+        ).repeat_interleave(each_c)
+        return pools, turns, each_c
 
     def _pools(self) -> Tensor:
         """Give the pool of each place of a macrobatch, (k*u,), microbatch after microbatch."""

@@ -9,6 +9,7 @@ Shape legend: T trials, k microbatches.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,13 @@ def fold_of(rule: Rule) -> Fold | None:
     Args:
         rule: Any weighting.
     """
-    return None if isinstance(rule, Observing) else getattr(rule, "fold", None)
+    return None if _observes(type(rule)) else getattr(rule, "fold", None)
+
+
+@functools.cache
+def _observes(kind: type[Any]) -> bool:
+    """Protocols are slow to check."""
+    return issubclass(kind, Observing)
 
 
 def mean_distances(products_Tkk: np.ndarray) -> list[float]:

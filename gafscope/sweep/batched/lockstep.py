@@ -43,6 +43,9 @@ class Lockstep:
         self._step = self._trainers[0].step
         self._lrs = [current_lr(trainer.optimizer) for trainer in self._trainers]
         self._mean = Mean()
+        # Protocols are slow to check, and no trial changes its rule.
+        rules = [trainer.aggregator for trainer in self._trainers]
+        self._recording = [rule if isinstance(rule, Recording) else None for rule in rules]
         batches = [member.job.dataset.validation.batch() for member in members]
         self._validation = tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
         for trainer in self._trainers:
@@ -116,7 +119,7 @@ class Lockstep:
         self, t: int, decisions: Decisions, loss: float, accuracy: float, known: bool
     ) -> dict[str, Any]:
         """Make the row that the trainer's own `scalar_row` makes."""
-        decision, rule = decisions.each[t], self._trainers[t].aggregator
+        decision, recording = decisions.each[t], self._recording[t]
         finite = decision.finite.tolist()
         row = {
             "step": self._step,
@@ -130,7 +133,7 @@ class Lockstep:
             "grad_norm": decisions.norms[t],
             "lr": self._lrs[t],
         }
-        return row | dict(rule.scalars()) if isinstance(rule, Recording) else row
+        return row if recording is None else row | dict(recording.scalars())
 
     def _validate(self) -> list[dict[str, float]]:
         """Validate where the step calls for it."""
