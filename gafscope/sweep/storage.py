@@ -47,7 +47,7 @@ def open_storage(address: str, heartbeat: int) -> RDBStorage:
     except sqlalchemy.exc.ArgumentError as error:
         raise UserError(
             f"The storage must be the address of a database, such as sqlite:///FILE or "
-            f"postgresql://USER:PASSWORD@HOST/NAME, but is {address!r}; correct it."
+            f"postgresql+psycopg://USER:PASSWORD@HOST/NAME, but is {address!r}; correct it."
         ) from error
     if url.drivername.startswith("sqlite") and url.database:
         folder = Path(url.database).parent
@@ -61,7 +61,8 @@ def open_storage(address: str, heartbeat: int) -> RDBStorage:
         except ImportError as error:
             raise UserError(
                 f"The storage {url.render_as_string()} needs a driver that is not installed: "
-                f"{error}. Install it, e.g. pip install psycopg2-binary for PostgreSQL."
+                f"{str(error).rstrip('.')}. For PostgreSQL: pip install 'psycopg[binary]', and an "
+                "address that begins with postgresql+psycopg://."
             ) from error
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             # Two that create the tables at the same moment: one of them tries again.
