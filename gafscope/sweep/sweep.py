@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -57,19 +57,23 @@ def run_sweep(
     queue = Queue(recipe, join=join)
     trials = queue.fill(retry_failed)
     if retry_failed or not all(map(settled, trials.values())):
-        with _terminated_as_interrupted():
+        with _signals() as asked:
             workers = SlurmJobs(recipe, queue) if recipe.slurm else Pool(recipe, queue)
             try:
-                _wait(queue, workers, progress, recipe.name)
+                _wait(queue, workers, progress, recipe.name, asked)
             finally:
                 workers.stop()
     return trials_table(queue)
 
 
-def _wait(queue: Queue, workers: Pool | SlurmJobs, progress: bool, name: str) -> None:
-    """Show how far the sweep is until all is settled."""
+def _wait(
+    queue: Queue, workers: Pool | SlurmJobs, progress: bool, name: str, asked: Sequence[int]
+) -> None:
+    """Show how far the sweep is until all is settled, or a signal asks to end."""
     with _Bar(queue, progress, name) as bar:
         while not bar.update():
+            if asked:
+                raise KeyboardInterrupt
             if not workers.tend(bar.moved):
                 # The last one may have settled the last trial since.
                 if bar.update():
@@ -127,13 +131,23 @@ class _Bar:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the sweep as Ctrl-C does."""
+def _signals() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once.
+
+    An exception that a handler raises in the middle of a database's library may be lost there.
+    """
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
