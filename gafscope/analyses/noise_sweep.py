@@ -172,7 +172,7 @@ NOISE_SWEEP = Analysis(
         "paper": NoiseSweepSettings(noises=tuple(PAPER), seeds=1, train=as_published()),
     },
     minutes={
-        "quick": "3 minutes on 2 cores",
+        "quick": "4 minutes on 2 cores",
         "cifar": "10 hours on 2 cores",
         "gpu": "5 hours on one large GPU",
         "paper": "months on one GPU",
